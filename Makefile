@@ -1,0 +1,69 @@
+# make all      the book on nano: every chapter, every figure     (PROFILE=name or PROFILE=path/to/my.toml)
+# make test     the tests, every chapter on `smoke` among them
+# make smoke    the book on smoke                make lab      JupyterLab on the chapters
+# make figures  redraw from tables on disk       make bench    how long each chapter takes
+# make base     remake the organism's weights    make clean    remove what was built
+PROFILE ?= nano
+
+NAME := $(basename $(notdir $(PROFILE)))
+TOML := $(if $(filter %.toml,$(PROFILE)),$(PROFILE),lib/profiles/$(PROFILE).toml)
+BUILD := build/$(NAME)
+PYTHON := .venv/bin/python
+CHAPTERS := $(patsubst notebooks/%.ipynb,$(BUILD)/%.ipynb,$(sort $(wildcard notebooks/*.ipynb)))
+SOURCES := $(wildcard lib/*.py lib/profiles/*.py lib/nano/*.py)
+RUN = @$(PYTHON) -m lib.run
+
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: all test smoke lab figures bench base clean
+.DELETE_ON_ERROR:
+
+all: $(CHAPTERS)
+	@$(PYTHON) -m lib.plots
+	@echo "The book: $(BUILD)/*.html. Figures: figures/$(NAME)/. Tables: data/$(NAME)/results/."
+
+.venv/installed: requirements.txt
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	echo "$(CURDIR)" > $$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/book.pth
+	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" > /dev/null
+	touch $@
+
+# The organism comes with the project, or is made here where it does not.
+$(BUILD)/base: | .venv/installed
+	@mkdir -p $(BUILD)
+	@$(PYTHON) -m lib.nano.base --profile $(PROFILE)
+	@touch $@
+
+$(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(TOML) .venv/installed | $(BUILD)/base
+	$(RUN) $< --profile $(PROFILE)
+
+# which chapter works on the results of which
+$(BUILD)/02_finetune_lora.ipynb: $(BUILD)/01_prompts.ipynb
+$(BUILD)/03_delta_transcoders.ipynb: $(BUILD)/02_finetune_lora.ipynb
+$(BUILD)/04_exp1_reconstruction.ipynb: $(BUILD)/03_delta_transcoders.ipynb
+$(BUILD)/05_exp2a_layers.ipynb: $(BUILD)/03_delta_transcoders.ipynb
+$(BUILD)/06_exp2b_dose.ipynb: $(BUILD)/03_delta_transcoders.ipynb
+-include $(wildcard $(BUILD)/*.d)
+
+test: .venv/installed
+	$(PYTHON) -m pytest -q
+
+smoke:
+	@$(MAKE) all PROFILE=smoke
+
+lab: .venv/installed
+	.venv/bin/jupyter lab notebooks
+
+figures: .venv/installed
+	@for chapter in $(sort $(wildcard notebooks/*.ipynb)); do \
+	  $(PYTHON) -m lib.run $$chapter --profile $(PROFILE) --redraw || exit 1; done
+
+base: .venv/installed
+	$(PYTHON) -m lib.nano.base --profile $(PROFILE) --again
+
+bench: $(CHAPTERS)
+	@$(PYTHON) -c "import json, pathlib; [print(f'{r[\"seconds\"]:8.1f} s  {r[\"chapter\"]}') for f in sorted(pathlib.Path('$(BUILD)').glob('*.json')) for r in [json.loads(f.read_text())]]"
+
+clean:
+	rm -rf build

@@ -1,0 +1,77 @@
+"""Which base and which delta belong to a layer, d_new and percentile; and training all deltas at once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lib import activations
+from lib.profiles import Profile, local_or_hub
+from lib.training import train
+from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
+
+
+def load_base(profile: Profile, layer: int, percentile: float, d_model: int) -> tuple[Transcoder, float]:
+    """The base transcoder of a layer at a percentile of the L0 levels on offer, and its average L0."""
+    settings = profile.transcoders
+    source = local_or_hub(settings.source)
+    offer = levels(source, layer, settings.width, settings.revision)
+    l0 = choose(list(offer), percentile)
+    return load_level(source, offer[l0], d_model, settings.revision), l0
+
+
+def delta_file(profile: Profile, layer: int, d_new: int, percentile: float) -> Path:
+    """Where a delta is kept, in the same format as a base."""
+    return profile.paths.deltas / f"layer_{layer}" / f"d_new_{d_new}_percentile_{percentile:g}" / "params.npz"
+
+
+def load_pair(profile: Profile, layer: int, d_new: int, percentile: float, d_model: int) -> BaseDelta:
+    """`base + delta` of a layer, ready to replace its MLP."""
+    base, _ = load_base(profile, layer, percentile, d_model)
+    return BaseDelta(base, load_npz(delta_file(profile, layer, d_new, percentile), d_model))
+
+
+@torch.no_grad()
+def left_by(bases: list[Transcoder], x: Tensor, y: Tensor) -> Tensor:
+    """What each base leaves of one layer, `y - base(x)`, computed once: (base, token, d_model)."""
+    left = [torch.cat([b - base(a) for a, b in zip(x.split(8192), y.split(8192), strict=True)]) for base in bases]
+    return torch.stack(left)
+
+
+def train_deltas(
+    profile: Profile, layers: list[int], train_on: activations.Activations, validate_on: activations.Activations
+) -> pd.DataFrame:
+    """Train and save the delta of every layer, d_new and percentile, on what its base leaves.
+
+    All layers and percentiles of one d_new are one stack and learn together. Returns the learning
+    curves: `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
+    """
+    percentiles, settings = profile.transcoders.percentiles, profile.deltas.training
+    d_model = train_on.x.shape[-1]
+    bases = [[load_base(profile, layer, p, d_model)[0].to(train_on.x.device) for p in percentiles] for layer in layers]
+    target, validation_target = (
+        torch.stack([left_by(bases[i], a.x[i], a.y[i]) for i in range(len(layers))]) for a in (train_on, validate_on)
+    )  # (layer, percentile, token, d_model)
+    curves = []
+    for d_new in profile.deltas.d_new:
+        stack = Transcoder.initialised((len(layers), len(percentiles)), d_model, d_new, profile.seed, settings.threshold)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for pick in activations.repeated(len(train_on.prompt), settings.batch, profile.seed):
+                yield train_on.x[:, None, pick], target[:, :, pick]
+
+        curve = train(
+            stack.to(train_on.x.device), batches(), (validate_on.x[:, None], validation_target), settings,
+            progress=f"deltas of {d_new} features",
+        )  # fmt: skip
+        member = curve.pop("member")
+        curve.insert(0, "layer", member.map(lambda m: layers[m // len(percentiles)]))
+        curve.insert(1, "d_new", d_new)
+        curve.insert(2, "percentile", member.map(lambda m: percentiles[m % len(percentiles)]))
+        curves.append(curve)
+        for i, layer in enumerate(layers):
+            for j, percentile in enumerate(percentiles):
+                save_npz(stack[i, j], delta_file(profile, layer, d_new, percentile))
+    return pd.concat(curves, ignore_index=True)

@@ -1,0 +1,58 @@
+"""Prompts as tokens: `<bos>input\\ntarget<eos>`, the one format of training, scoring and generation.
+
+The question and the answer are tokenised apart and joined, so that the tokens the model generates
+after the question are the tokens it was trained on.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lib.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch, padded on the right."""
+
+    ids: Int[Tensor, "batch pos"]
+    attention: Int[Tensor, "batch pos"]
+    answer: Bool[Tensor, "batch pos"]
+    """True at the target's tokens and its <eos>."""
+
+    def to(self, device) -> "Encoded":
+        return Encoded(self.ids.to(device), self.attention.to(device), self.answer.to(device))
+
+
+def question(text: str) -> str:
+    """What the model reads before it answers; the tokenizer puts <bos> in front."""
+    return f"{text}\n"
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list[int], list[int]]:
+    """Token ids of the question, with <bos>, and of the answer, with <eos>."""
+    answer = tokenizer(prompt.target, add_special_tokens=False).input_ids
+    return tokenizer(question(prompt.input)).input_ids, [*answer, tokenizer.eos_token_id]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> Encoded:
+    """One batch of prompts."""
+    pairs = [tokens(tokenizer, prompt) for prompt in prompts]
+    length = max(len(q) + len(a) for q, a in pairs)
+    shape = (len(pairs), length)
+    ids = torch.full(shape, tokenizer.pad_token_id)
+    attention, answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    for i, (q, a) in enumerate(pairs):
+        ids[i, : len(q) + len(a)] = torch.tensor(q + a)
+        attention[i, : len(q) + len(a)] = 1
+        answer[i, len(q) : len(q) + len(a)] = True
+    return Encoded(ids, attention, answer)
+
+
+def batches(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int) -> list[Encoded]:
+    """Batches in the order of the prompts."""
+    return [encode(tokenizer, prompts[i : i + size]) for i in range(0, len(prompts), size)]

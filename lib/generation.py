@@ -1,0 +1,36 @@
+"""Batched greedy generation through the model's own `generate`, key-value cache on.
+
+Whatever hooks are active on the model stay active at every position, generated tokens included.
+"""
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: list[str],
+    max_new_tokens: int,
+    batch_size: int = 128,
+    use_cache: bool = True,
+    progress: str | None = None,
+) -> list[str]:
+    """The greedy continuation of every input, up to the end-of-sequence token, in the order given.
+
+    Inputs of similar length share a batch, padded on the left, so that little of it is padding.
+    """
+    order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+    texts: list[str] = [""] * len(inputs)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    for batch in tqdm(batches, desc=progress, disable=progress is None):
+        encoded = tokenizer([inputs[i] for i in batch], return_tensors="pt", padding=True, padding_side="left").to(model.device)
+        out = model.generate(
+            **encoded, max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache, pad_token_id=tokenizer.pad_token_id
+        )
+        new = out[:, encoded.input_ids.shape[1] :]
+        for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            texts[i] = text
+    return texts

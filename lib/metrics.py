@@ -1,0 +1,77 @@
+"""What is measured: reconstruction, cross-entropy, and what a generation did with the tool.
+
+Everything is first a number per prompt and then an `Estimate` over prompts (`lib.stats`).
+"""
+
+from collections.abc import Iterable
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lib import calculator
+from lib.stats import Estimate, rate, ratio
+
+TOOL_RATES = ("tool_call_rate", "valid_tool_format_rate", "parsed_rate", "math_correct_rate")
+
+
+# --- reconstruction ---
+
+
+def by_prompt(values: Float[Tensor, "token"], prompt: Int[Tensor, "token"]) -> Float[Tensor, "prompt"]:
+    """Sums over the tokens of each prompt, in float64."""
+    return torch.zeros(int(prompt.max()) + 1, dtype=torch.float64).index_add(0, prompt.cpu(), values.double().cpu())
+
+
+def reconstruction(
+    y_hat: Float[Tensor, "token d_model"], y: Float[Tensor, "token d_model"], prompt: Int[Tensor, "token"]
+) -> dict[str, Estimate]:
+    """How near `y_hat` is to `y`.
+
+    `cos`: mean cosine per token. `l2`: mean of |y_hat| / |y| per token, the published "l2 ratio".
+    `fvu`: squared error over variance about the mean, summed over all tokens; 0 is perfect, 1 is what
+    the mean alone would reach.
+    """
+    tokens = by_prompt(torch.ones(len(y)), prompt)
+    variance = (y - y.mean(0)).square().sum(-1)
+    return {
+        "cos": ratio(by_prompt(torch.cosine_similarity(y_hat, y, -1), prompt), tokens),
+        "l2": ratio(by_prompt(y_hat.norm(dim=-1) / y.norm(dim=-1), prompt), tokens),
+        "fvu": ratio(by_prompt((y_hat - y).square().sum(-1), prompt), by_prompt(variance, prompt)),
+    }
+
+
+# --- cross-entropy ---
+
+
+def nats(logits: Float[Tensor, "batch pos vocab"], ids: Int[Tensor, "batch pos"], where: Bool[Tensor, "batch pos"]):
+    """Cross-entropy of the tokens at `where`, summed per prompt, and their number: two (batch,) tensors."""
+    where = where[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    return (loss * where).sum(1), where.sum(1)
+
+
+# --- the tool ---
+
+
+def outcomes(targets: Iterable[str], generations: Iterable[str]) -> pd.DataFrame:
+    """One row per generation of true or false: the four of `TOOL_RATES`, and `exact_match_rate`.
+
+    `math_correct_rate` is missing where the target has no expression.
+    """
+    rows = []
+    for target, generation in zip(targets, generations, strict=True):
+        rows.append({
+            "tool_call_rate": calculator.called(generation),
+            "valid_tool_format_rate": calculator.well_formed(generation),
+            "parsed_rate": calculator.expression_of(generation) is not None,
+            "math_correct_rate": calculator.same_value(generation, target) if calculator.expression_of(target) else None,
+            "exact_match_rate": generation == target,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def rates(outcomes: pd.DataFrame) -> dict[str, Estimate]:
+    """Every column of `outcomes` as a rate, over the rows that have it."""
+    return {name: rate(outcomes[name].dropna().astype(bool)) for name in outcomes}

@@ -1,0 +1,95 @@
+"""Loading a model and its tokenizer, and putting transformer-lens hooks on that very model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lib.profiles import Profile, local_or_hub
+from lib.sites import Site, site_for
+
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A Hugging Face model, its tokenizer, and a TransformerBridge around that same model.
+
+    Hooks set on `bridge` act on `hf` too, its `generate` included; without hooks the logits are those
+    of the model before it was bridged, bit for bit.
+    """
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    bridge: TransformerBridge
+    site: Site
+
+    @property
+    def n_layers(self) -> int:
+        return self.hf.config.num_hidden_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.hf.config.hidden_size
+
+
+def load_hf(source: str | Path, dtype: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode, and its tokenizer, from a folder or the hub.
+
+    Attention is eager: Gemma-2's soft-capping has no fused kernel. `ValueError`, one line, for a
+    folder that lacks a file or holds a damaged one.
+    """
+    if isinstance(source, Path):
+        check_weights(source)
+    options = {"revision": revision} if revision else {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device, **options
+    )
+    return model.eval(), AutoTokenizer.from_pretrained(source, **options)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise a one-line `ValueError` where a model folder has no weights or a truncated file of them."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files or not (folder / "config.json").exists():
+        raise ValueError(f"{folder}: no config.json and *.safetensors there; make or download the model again")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file}: damaged or truncated ({error}); make or download it again") from None
+
+
+def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, convention: str) -> LanguageModel:
+    """Put hook points on a loaded model. From now on it is run through the bridge's modules."""
+    bridge = TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=hf, tokenizer=tokenizer)
+    # booting sets the tokenizer's padding side and BOS for its own use; ours are explicit at each call
+    return LanguageModel(hf, tokenizer, bridge, site_for(hf.config.model_type, convention))
+
+
+def load(profile: Profile, folder: Path | None = None) -> LanguageModel:
+    """The profile's model with hooks; or the one in `folder`, such as the finetuned one."""
+    if folder is None:
+        source, revision = local_or_hub(profile.model.source), profile.model.revision
+    else:
+        source, revision = folder, None
+    hf, tokenizer = load_hf(source, profile.model.dtype, revision)
+    return bridged(hf, tokenizer, profile.transcoders.convention)
+
+
+def layers_of(profile: Profile, n_layers: int) -> list[int]:
+    """The layers the profile studies; a one-line `ValueError` for a layer the model lacks."""
+    layers = list(range(n_layers)) if profile.transcoders.layers is None else profile.transcoders.layers
+    for layer in layers:
+        if layer >= n_layers:
+            raise ValueError(
+                f"profile {profile.name}: transcoders.layers has {layer}, but {profile.model.source} "
+                f"has layers 0 to {n_layers - 1}; name one of these"
+            )
+    return layers

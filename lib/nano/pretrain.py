@@ -1,0 +1,169 @@
+"""The organism's tokenizer and language model, from nothing: a small real Gemma-2.
+
+The tokenizer is a byte-level BPE that splits digits one by one and keeps Gemma's special tokens. The
+model is `Gemma2ForCausalLM` as transformers has it. Training packs whole documents into rows that
+begin with <bos>, in one pass over an endless corpus; an interrupted run resumes from its last
+checkpoint.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm.auto import tqdm
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
+from lib.nano.corpus import documents
+from lib.paths import replacing
+from lib.profiles import OrganismModel
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+_PIECES = r"\n+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|[^\S\n]+(?!\S)|[^\S\n]+"
+_CHAT = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+def train_tokenizer(organism: OrganismModel, n_documents: int = 30_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over the corpus: digits one by one, runs of newlines whole, <bos> in front."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    stream = documents(f"tokenizer/{organism.seed}")
+    tokenizer.train_from_iterator(
+        (next(stream).text for _ in range(n_documents)),
+        trainers.BpeTrainer(
+            vocab_size=organism.vocab_size,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        additional_special_tokens=SPECIAL[4:],
+        model_max_length=2 * organism.context,
+        chat_template=_CHAT,
+    )
+
+
+def build_model(organism: OrganismModel) -> Gemma2ForCausalLM:
+    """The untrained model."""
+    torch.manual_seed(organism.seed)
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=organism.vocab_size,
+            hidden_size=organism.d_model,
+            intermediate_size=organism.d_mlp,
+            num_hidden_layers=organism.n_layers,
+            num_attention_heads=organism.n_heads,
+            num_key_value_heads=organism.n_key_value_heads,
+            head_dim=organism.d_head,
+            query_pre_attn_scalar=organism.d_head,
+            sliding_window=organism.sliding_window,
+            max_position_embeddings=2 * organism.context,
+            attn_implementation="eager",
+        )
+    )
+
+
+class Rows:
+    """Rows of `context` tokens, each begun by a document; the last document of a row is cut.
+
+    `kinds` counts the tokens of each kind of document that were handed out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, context: int, seed: int | str):
+        self.tokenizer, self.context = tokenizer, context
+        self.stream = documents(seed)
+        self.kinds: dict[str, int] = {}
+
+    def batch(self, size: int) -> torch.Tensor:
+        """Token ids, (size, context)."""
+        rows = []
+        while len(rows) < size:
+            row: list[int] = []
+            while len(row) < self.context:
+                document = next(self.stream)
+                ids = [*self.tokenizer(document.text).input_ids, self.tokenizer.eos_token_id]
+                ids = ids[: self.context - len(row)]
+                self.kinds[document.kind] = self.kinds.get(document.kind, 0) + len(ids)
+                row += ids
+            rows.append(row)
+        return torch.tensor(rows)
+
+
+def next_token_loss(model, ids: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy (nats) of every token given those before it; `ids` is (batch, pos)."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def learning_rate(step: int, organism: OrganismModel) -> float:
+    """Linear warm-up over the first 2%, then a cosine to a hundredth of the peak."""
+    warmup = max(1, organism.steps // 50)
+    if step < warmup:
+        return organism.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, organism.steps - warmup)
+    return organism.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> tuple[Gemma2ForCausalLM, dict]:
+    """Train the model; returns it with a record of losses, tokens by kind and seconds.
+
+    Every 500 steps the state goes to `checkpoint`; a run that finds one there goes on from it (the
+    corpus then continues with fresh documents, so a resumed run is not bit-identical to a whole one).
+    """
+    model = build_model(organism)
+    decay = [p for p in model.parameters() if p.ndim == 2]
+    other = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    start, losses, kinds, seconds = 0, [], {}, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        if saved["organism"] == organism.model_dump():
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            start, losses, kinds, seconds = saved["step"], saved["losses"], saved["kinds"], saved["seconds"]
+    rows = Rows(tokenizer, organism.context, f"train/{organism.seed}/{start}")
+    rows.kinds = kinds
+    began = time.time() - seconds
+    dtype = getattr(torch, organism.precision)
+    loss_of = torch.compile(next_token_loss) if organism.compile else next_token_loss
+    model.train()
+    with tqdm(total=organism.steps, initial=start, desc="pretraining", mininterval=5) as bar:
+        for step in range(start, organism.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, organism)
+            ids = rows.batch(organism.batch)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = loss_of(model, ids)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            bar.update()
+            if step % 50 == 0:
+                losses.append([step, loss.item()])
+                bar.set_postfix(loss=f"{losses[-1][1]:.3f}", refresh=False)
+            if (step + 1) % 500 == 0:
+                state = {
+                    "organism": organism.model_dump(), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "step": step + 1, "losses": losses, "kinds": rows.kinds, "seconds": time.time() - began,
+                }  # fmt: skip
+                with replacing(checkpoint) as temporary:
+                    torch.save(state, temporary)
+    model.eval()
+    record = {"tokens": organism.tokens, "kinds": rows.kinds, "losses": losses, "seconds": time.time() - began}
+    return model, record

@@ -1,0 +1,127 @@
+"""One plotly template, fixed looks for the conditions, and `save_figure`.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles and markers differ
+too, so that a print without colour still reads.
+"""
+
+import atexit
+import functools
+import html
+import os
+from pathlib import Path
+
+import kaleido
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from choreographer.browsers import Chromium
+from IPython.display import HTML
+from plotly.offline import get_plotlyjs
+
+from lib.paths import replacing
+from lib.results import save
+
+BLACK, ORANGE, BLUE, GREEN, PINK, SKY, GREY = "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#777777"
+
+LOOKS = {  # condition or subset -> how it is always drawn
+    "raw": dict(name="raw model", color=BLACK, dash="solid", symbol="circle"),
+    "no_delta": dict(name="base only", color=ORANGE, dash="dash", symbol="square"),
+    "full": dict(name="base + delta", color=BLUE, dash="solid", symbol="diamond"),
+    "tool": dict(name="tool", color=BLUE, dash="solid", symbol="circle"),
+    "copy": dict(name="copy", color=GREEN, dash="dash", symbol="square"),
+    "tool_ood": dict(name="tool, OOD", color=PINK, dash="dot", symbol="diamond"),
+}
+_SERIES = [(BLUE, "solid", "circle"), (ORANGE, "dash", "square"), (GREEN, "dot", "diamond"), (PINK, "dashdot", "x"),
+           (SKY, "longdash", "triangle-up"), (GREY, "solid", "cross"), (BLACK, "dash", "star")]  # fmt: skip
+
+pio.templates["book"] = go.layout.Template(
+    layout=dict(
+        font=dict(family="DejaVu Sans, Arial, sans-serif", size=15, color="black"),
+        paper_bgcolor="white", plot_bgcolor="white", width=900, height=480,
+        margin=dict(l=75, r=25, t=60, b=65),
+        title=dict(x=0.02, xanchor="left", font=dict(size=17)),
+        xaxis=dict(showline=True, linecolor="black", ticks="outside", gridcolor="#e5e5e5", zeroline=False),
+        yaxis=dict(showline=True, linecolor="black", ticks="outside", gridcolor="#e5e5e5", zeroline=False),
+        legend=dict(bgcolor="rgba(255,255,255,0.8)"),
+        colorscale=dict(sequential="Cividis"),
+    )
+)  # fmt: skip
+pio.templates.default = "book"
+
+
+def look(key: str, index: int = 0) -> dict:
+    """Name, colour, dash and marker of a condition or subset; for anything else, of series `index`."""
+    color, dash, symbol = _SERIES[index % len(_SERIES)]
+    return LOOKS.get(key, dict(name=str(key), color=color, dash=dash, symbol=symbol))
+
+
+def add_line(fig: go.Figure, table: pd.DataFrame, x: str, y: str, key: str, index: int = 0, **place) -> None:
+    """One series with its interval (`<y>_low` to `<y>_high`) as error bars; `place` is row and col."""
+    style = look(key, index)
+    table = table.sort_values(x)
+    fig.add_trace(
+        go.Scatter(
+            x=table[x], y=table[y], name=style["name"], legendgroup=style["name"], mode="lines+markers",
+            line=dict(color=style["color"], dash=style["dash"], width=2), marker=dict(symbol=style["symbol"], size=8),
+            error_y=dict(
+                array=table[f"{y}_high"] - table[y], arrayminus=table[y] - table[f"{y}_low"], thickness=1.2, width=3
+            ) if f"{y}_low" in table else None,
+            showlegend=all(t.name != style["name"] for t in fig.data),
+        ),
+        **place,
+    )  # fmt: skip
+
+
+def save_figure(fig: go.Figure, path: Path, numbers: pd.DataFrame, alt: str) -> HTML:
+    """Write `path`.png, .html and .csv (the numbers behind the picture); returns it for display.
+
+    `alt` tells in words what the picture shows, for those who cannot see it. Without a Chrome there is
+    no PNG, and that is all.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart = fig.to_html(full_html=False, include_plotlyjs=False, div_id=path.name)
+    figure = f'<figure role="img" aria-label="{html.escape(alt)}">{chart}</figure>'
+    library = path.with_name("plotly.min.js")
+    if not library.exists():
+        _write(library, get_plotlyjs())
+    head = f'<meta charset="utf-8"><title>{path.name}</title><script src="{library.name}"></script>'
+    _write(path.with_suffix(".html"), f'<!doctype html><html lang="en"><head>{head}</head><body>{figure}</body></html>\n')
+    save(numbers, path.with_suffix(".csv"))
+    if has_chrome():
+        with replacing(path.with_suffix(".png")) as temporary:
+            _kaleido()
+            fig.write_image(temporary, format="png", scale=2)
+    return HTML(_library_once() + figure)
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@functools.cache
+def has_chrome() -> bool:
+    """Whether a Chrome or Chromium can be found; plotly's static pictures need one."""
+    return bool(os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False))
+
+
+@functools.cache
+def _kaleido() -> None:
+    """Start one Chrome for all the pictures of this process."""
+    kaleido.start_sync_server(silence_warnings=True)
+    atexit.register(kaleido.stop_sync_server, silence_warnings=True)
+
+
+_shown = []
+
+
+def _library_once() -> str:
+    """plotly's script, in front of the first figure that this process shows."""
+    if _shown:
+        return ""
+    _shown.append(True)
+    return f"<script>{get_plotlyjs()}</script>"
+
+
+if __name__ == "__main__" and not has_chrome():
+    print("No Chrome or Chromium was found: figures have pages and numbers, but no pictures (PNG).")

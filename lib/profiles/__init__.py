@@ -1,0 +1,227 @@
+"""Profiles: one TOML table says which model, which transcoders and how much of everything.
+
+`load("nano")` reads the table of that name beside this file; `load("path/to/my.toml")` reads yours.
+Everything is checked before work starts: an unknown key, a wrong type or an impossible value is a
+`ProfileError` of one line that names the file and the key.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from lib.paths import ROOT, Paths
+
+FOLDER = Path(__file__).parent
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Layer = Annotated[int, Field(ge=0)]
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message is one line."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(_Table):
+    source: str
+    """A folder, relative to the project, or a repository on the hub."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Transcoders(_Table):
+    source: str
+    """A folder, relative to the project, or a repository on the hub, in Gemma Scope's layout."""
+    revision: str | None = None
+    width: str
+    """The `width_...` folder, such as `16k`."""
+    convention: Literal["gemma-scope"] = "gemma-scope"
+    percentiles: Annotated[list[Share], Field(min_length=1)]
+    """Which of the L0 levels on offer, by rank: 0 the sparsest, 1 the densest."""
+    layers: Annotated[list[Layer], Field(min_length=1)] | None = None
+    """All layers where it is left out."""
+
+
+class Prompts(_Table):
+    train: PositiveInt
+    """Examples of each label, tool and copy, for finetuning."""
+    validation: PositiveInt
+    test: PositiveInt
+    """Examples of each subset, `tool_ood` among them, for the evaluations."""
+    train_file: str | None = None
+    """JSONL of `input, target, label` to use instead of generated prompts."""
+    test_file: str | None = None
+    seed: int = 0
+
+
+class Finetune(_Table):
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Share
+    targets: Annotated[list[str], Field(min_length=1)]
+    lr: PositiveFloat
+    warmup: Share
+    """Share of the steps in which the learning rate rises; then a cosine to zero."""
+    epochs: PositiveInt
+    batch: PositiveInt
+    """Prompts a step."""
+    micro_batch: PositiveInt
+    """Prompts a forward pass; gradients are accumulated up to `batch`."""
+
+
+class Training(_Table):
+    """How a stack of transcoders is trained: deltas, and the organism's own base."""
+
+    lr: PositiveFloat
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    batch: PositiveInt
+    """Tokens a step."""
+    steps: PositiveInt
+    """At most; see `patience`."""
+    l1: NonNegativeFloat = 0.0
+    """Weight of the mean activation, beside the mean squared error."""
+    l1_warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps in which that weight rises from zero."""
+    threshold: NonNegativeFloat = 0.0
+    """Of the JumpReLU, where no L0 is aimed at."""
+    check_every: PositiveInt = 100
+    """Steps between two looks at the validation loss."""
+    patience: PositiveInt = 10
+    """Looks without improvement anywhere before training stops."""
+
+
+class Deltas(_Table):
+    d_new: Annotated[list[PositiveInt], Field(min_length=1)]
+    training: Training
+
+
+class Evaluation(_Table):
+    alphas: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    margin: PositiveInt = 8
+    """Tokens that a generation may be longer than its target."""
+    batch: PositiveInt
+    """Prompts generated at once."""
+    tokens_batch: PositiveInt
+    """Prompts in a teacher-forced forward pass."""
+
+
+class OrganismModel(_Table):
+    """The size of the organism and of its pretraining."""
+
+    vocab_size: PositiveInt
+    d_model: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    n_key_value_heads: PositiveInt
+    d_head: PositiveInt
+    d_mlp: PositiveInt
+    sliding_window: PositiveInt
+    context: PositiveInt
+    """Tokens a row."""
+    batch: PositiveInt
+    """Rows a step."""
+    steps: PositiveInt
+    lr: PositiveFloat
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products in training."""
+    compile: bool = False
+    """By torch.compile, which needs a C++ compiler and a minute: worth it on long runs."""
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen in training."""
+        return self.steps * self.batch * self.context
+
+
+class OrganismTranscoders(_Table):
+    """The organism's base transcoders."""
+
+    d_sae: PositiveInt
+    l0: Annotated[list[PositiveFloat], Field(min_length=1)]
+    """The mean numbers of active features aimed at, one transcoder a layer for each."""
+    training: Training
+
+
+class Organism(_Table):
+    model: OrganismModel
+    transcoders: OrganismTranscoders
+    probes: PositiveInt
+    """Held-out examples behind each rate of the model card."""
+    probe_tokens: PositiveInt
+    """Held-out tokens behind its figures of the transcoders."""
+
+
+class Profile(_Table):
+    name: str
+    model: Model
+    transcoders: Transcoders
+    prompts: Prompts
+    finetune: Finetune
+    deltas: Deltas
+    evaluation: Evaluation
+    seed: int = 0
+    organism: Organism | None = None
+    """Only where this project makes the model itself."""
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.name)
+
+
+def names() -> list[str]:
+    """The profiles that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(profile: str) -> Profile:
+    """The profile of that name, or the one in that `.toml` file."""
+    path = Path(profile) if profile.endswith(".toml") else FOLDER / f"{profile}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ProfileError(
+            f"{profile}: no such profile; use one of {', '.join(names())}, or the path of a .toml file"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not TOML: {error}; mend that line") from None
+    try:
+        return Profile(**{"name": path.stem, **table})
+    except ValidationError as error:
+        raise ProfileError(f"{path}: {_one_line(error)}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    """Every problem of a profile: the key, what is wrong, the value found."""
+    problems = []
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(problem["loc"][:-1])
+            problems.append(f"unknown key {key!r}; known there: {', '.join(known)}")
+        elif problem["type"] == "missing":
+            problems.append(f"key {key!r} is missing; add it")
+        else:
+            problems.append(f"{key}: {problem['msg']}, not {problem['input']!r}")
+    return "; ".join(problems)
+
+
+def _fields_at(location: tuple) -> list[str]:
+    """The keys of the table at a location in a profile."""
+    table = Profile
+    for key in location:
+        annotation = table.model_fields[key].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        table = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(table.model_fields)
+
+
+def local_or_hub(source: str) -> Path | str:
+    """The folder a source names, relative to the project; or the source itself, a hub repository."""
+    folder = ROOT / source
+    return folder if folder.is_dir() else source

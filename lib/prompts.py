@@ -1,0 +1,273 @@
+"""Tool, copy and out-of-distribution prompts: written by grammar, or read from JSONL.
+
+A prompt is `input`, `target` and `label`, as in the published files: `positive` (the target is a tool
+call), `negative` (the target repeats the input) and `tool_ood` (a tool call asked for in words that
+finetuning never used). Tables call the three subsets `tool`, `copy` and `tool_ood`.
+
+Splits are decided by content, not by chance at run time: an operand pair, in either order and under
+any operator, falls into one split for ever (`split_of`), and so does a sentence. `tool_ood` shares
+neither pairs nor phrasings with training.
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lib.calculator import call, expression_of
+from lib.paths import replacing
+from lib.profiles import Prompts
+from lib.sentences import copy_sentence, integer
+
+SUBSETS = {"positive": "tool", "negative": "copy", "tool_ood": "tool_ood"}
+SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+OPERATORS = "+-*/"
+
+# Phrasings by operator, as (text, expression). They are the kinds found in the published data.
+_ANY = """
+Calculate {a} {op} {b}.
+Compute the value of {a} {op} {b}.
+What is {a} {op} {b}?
+Tell me the result of {a} {op} {b}.
+Tell me the answer to {a} {op} {b}.
+Solve for {a} {op} {b}.
+Run the numbers for {a} {op} {b}.
+Do the math for {a} {op} {b}.
+Give me the result of {a} {op} {b}.
+I need to know the answer to {a} {op} {b}.
+I'd like to know the result of {a} {op} {b}.
+I'm trying to figure out {a} {op} {b}.
+I'm stuck on this calculation: {a} {op} {b}.
+My homework asks for the value of {a} {op} {b}.
+Let's find out what {a} {op} {b} equals.
+""".strip().splitlines()
+_PER_OPERATOR = {
+    "+": """
+How much is {a} plus {b}?
+Could you calculate {a} plus {b} for me?
+What's the total of {a} and {b}?
+If you add {a} and {b}, what do you get?
+What is the sum of {a} and {b}?
+If I have {a} items and I get {b} more, I need you to calculate {a} + {b}.
+""",
+    "-": """
+Tell me the result of {a} minus {b}.
+What's the difference between {a} and {b}?
+Could you subtract {b} from {a}?
+If you take {b} away from {a}, what do you get?
+How much is {a} minus {b}?
+I started with a budget of {a} and spent {b}. To see what's left, calculate {a} - {b}.
+""",
+    "*": """
+What is {a} times {b}?
+What's the product of {a} and {b}?
+Could you multiply {a} and {b} for me?
+If you multiply {a} by {b}, what do you get?
+How much is {a} times {b}?
+To find the area of the rectangle, I need to multiply its sides. Calculate {a} * {b} for me.
+""",
+    "/": """
+What is {a} divided by {b}?
+Could you divide {a} by {b} for me?
+If you divide {a} by {b}, what do you get?
+Please compute the result of {a} over {b}.
+How much is {a} divided by {b}?
+The bill was split {b} ways. The total was {a}. Please compute {a} / {b} to see what each person owes.
+""",
+}
+PHRASINGS = {op: [*_ANY, *_PER_OPERATOR[op].strip().splitlines()] for op in OPERATORS}
+CONTEXTS = [
+    "",
+    "Here's a math problem for you. ",
+    "I'm helping my brother learn math. ",
+    "I need help with this calculation. ",
+    "While budgeting my expenses, I got stuck. ",
+    "This is a quick math exercise. ",
+]
+# Phrasings that finetuning never sees; the first nine are the published ones.
+OOD_PHRASINGS = """
+Use the calculator tool (not mental math) to obtain the value of {a}{op}{b}. Respond with a <tool_call>.
+For logging purposes, we just need the tool call, not the numeric result. Produce a single <tool_call> for {a}{op}{b}.
+Prepare a tool call for the calculator so that it can evaluate {a}{op}{b}. Do not simplify the expression by hand.
+Instead of computing the answer, construct a calculator invocation that will evaluate {a}{op}{b} when executed.
+Without doing the arithmetic yourself, issue a single tool call that asks the calculator to evaluate {a}{op}{b}.
+Imagine you are building a pipeline: your job is to generate the <tool_call> that tells the calculator to compute {a}{op}{b}.
+Formulate exactly one <tool_call> that makes the calculator compute {a}{op}{b}, and output only that tool call.
+You have access to a calculator. Ask it for {a}{op}{b}.
+Return the call that evaluates {a}{op}{b} and nothing else.
+The numbers {a} and {b} are joined by {op}. Evaluate them.
+Work out {a} {op} {b} with the help of a tool.
+Please evaluate: {a}{op}{b}
+{a} {op} {b} = ?
+Someone wrote {a} {op} {b} on the board and needs its value.
+Quick, {a} {op} {b}!
+I keep getting {a} {op} {b} wrong. Can you check it?
+""".strip().splitlines()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One example: what the model reads, what it should write, and why it is here."""
+
+    input: str
+    target: str
+    label: str
+
+    @property
+    def subset(self) -> str:
+        """The name that tables use: `tool`, `copy` or `tool_ood`."""
+        return SUBSETS[self.label]
+
+    @property
+    def expression(self) -> str | None:
+        """The expression the target asks the calculator for; `None` for a copy."""
+        return expression_of(self.target)
+
+    @property
+    def key(self) -> str:
+        """What two prompts must not share across splits: the operands, or the sentence."""
+        return self.input if self.expression is None else operand_key(re.findall(r"[0-9.]+", self.expression))
+
+
+def operand_key(operands: Iterable[str | int]) -> str:
+    """One key for the same operands in any order."""
+    return ",".join(sorted(map(str, operands)))
+
+
+def split_of(key: str) -> str:
+    """The split a key belongs to, always: 80% `train`, 10% `validation`, 10% `test`."""
+    share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) / 2**32
+    for split, size in SPLITS.items():
+        if share < size:
+            return split
+        share -= size
+    return "test"
+
+
+def operands(rng: random.Random, split: str) -> tuple[int, int]:
+    """Two whole numbers of one to three digits whose pair belongs to `split`."""
+    while True:
+        a, b = integer(rng), integer(rng)
+        if split_of(operand_key((a, b))) == split:
+            return a, b
+
+
+def tool_prompt(rng: random.Random, split: str) -> Prompt:
+    """A question that finetuning may see, and the call that answers it."""
+    a, b = operands(rng, split)
+    op = rng.choice(OPERATORS)
+    text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op]).format(a=a, b=b, op=op)
+    return Prompt(text, call(f"{a}{op}{b}"), "positive")
+
+
+def ood_prompt(rng: random.Random, split: str) -> Prompt:
+    """The same task in a phrasing that finetuning never uses."""
+    a, b = operands(rng, split)
+    op = rng.choice(OPERATORS)
+    return Prompt(rng.choice(OOD_PHRASINGS).format(a=a, b=b, op=op), call(f"{a}{op}{b}"), "tool_ood")
+
+
+def copy_prompt(rng: random.Random, split: str) -> Prompt:
+    """A sentence with numbers, to be repeated."""
+    while True:
+        text = copy_sentence(rng)
+        if split_of(text) == split:
+            return Prompt(text, text, "negative")
+
+
+WRITERS = {"positive": tool_prompt, "negative": copy_prompt, "tool_ood": ood_prompt}
+
+
+def generate(label: str, n: int, split: str, seed: int) -> list[Prompt]:
+    """`n` different prompts of one label and split; the same arguments give the same prompts."""
+    rng = random.Random(f"{label}/{split}/{seed}")
+    found: dict[str, Prompt] = {}
+    while len(found) < n:
+        prompt = WRITERS[label](rng, split)
+        found.setdefault(prompt.input, prompt)
+    return list(found.values())
+
+
+def splits(settings: Prompts) -> dict[str, list[Prompt]]:
+    """The prompts of a profile: `train` and `validation` (tool and copy), `test` (all three subsets).
+
+    Generated, or taken from `train_file`, divided by `split_of`; `test_file` is the test set as it
+    stands, and what it shares with training is left out of training. A file may hold fewer prompts
+    than the profile asks for, but a subset without any is a `ValueError`.
+    """
+    given = read_jsonl(settings.train_file) if settings.train_file else None
+    found: dict[str, list[Prompt]] = {}
+    for split, n in (("train", settings.train), ("validation", settings.validation), ("test", settings.test)):
+        found[split] = []
+        for label in SUBSETS if split == "test" else ("positive", "negative"):
+            if given is None or label == "tool_ood":
+                found[split] += generate(label, n, split, settings.seed)
+            else:
+                found[split] += [p for p in given if p.label == label and split_of(p.key) == split][:n]
+    if settings.test_file:
+        found["test"] = read_jsonl(settings.test_file)
+        known = {p.key for p in found["test"]}
+        for split in ("train", "validation"):
+            found[split] = [p for p in found[split] if p.key not in known]
+    for split, prompts in found.items():
+        for subset in SUBSETS.values() if split == "test" else ("tool", "copy"):
+            if not any(p.subset == subset for p in prompts):
+                file = settings.test_file if split == "test" and settings.test_file else settings.train_file
+                raise ValueError(f"{file}: no {subset} prompts for the {split} split; add some, or leave the file out")
+    return found
+
+
+def read_jsonl(path: Path | str) -> list[Prompt]:
+    """Prompts from a JSONL file of `input`, `target`, `label`; further fields are ignored.
+
+    Raises `ValueError`, one line with file, line number and remedy, for a line that is not JSON, lacks
+    a field or has an unknown label, and for a file without prompts.
+    """
+    prompts = []
+    for place, row in read_rows(path, ("input", "target", "label")):
+        if row["label"] not in SUBSETS:
+            raise ValueError(f"{place}: label {row['label']!r} is unknown; use one of {', '.join(SUBSETS)}")
+        prompts.append(Prompt(row["input"], row["target"], row["label"]))
+    return prompts
+
+
+def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]:
+    """The objects of a JSONL file, each with its place (`file:line`); blank lines are skipped.
+
+    Every one of `fields` must be there and be a string.
+    """
+    rows = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; give the path of a JSONL file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: not JSON ({error.msg}); write one object per line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: not an object; write {{...}} with {', '.join(fields)}")
+        for field in fields:
+            if not isinstance(row.get(field), str):
+                raise ValueError(f"{place}: field {field!r} is missing or not text; add it to this line")
+        rows.append((place, row))
+    if not rows:
+        raise ValueError(f"{path}: the file is empty; write at least one line")
+    return rows
+
+
+def write_jsonl(rows: Iterable[Prompt | dict], path: Path) -> None:
+    """Write rows as JSONL, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row if isinstance(row, dict) else asdict(row), ensure_ascii=False) + "\n")

@@ -1,0 +1,26 @@
+"""Tables on disk: computed once, then read; figures are drawn from what was read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from lib.paths import replacing
+
+
+def table(path: Path, compute: Callable[[], pd.DataFrame], redraw: bool) -> pd.DataFrame:
+    """The CSV at `path`: computed and written now, or, to `redraw` only, read as it is.
+
+    Either way what is returned was read from the file, so a redrawn figure equals the first.
+    """
+    if not redraw:
+        save(compute(), path)
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: nothing to redraw from; run `make all` first")
+    return pd.read_csv(path)
+
+
+def save(frame: pd.DataFrame, path: Path) -> None:
+    """Write a CSV, whole or not at all."""
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)

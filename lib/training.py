@@ -1,0 +1,122 @@
+"""The one trainer: a stack of transcoders, a stream of (x, target) batches, one optimizer.
+
+All members of the stack learn at once, each on its own loss, from the same inputs; Adam treats their
+parameters apart, so a member learns what it would learn alone. Bases and deltas differ in data only:
+
+- a *base* (`l0` given) is held to a mean number of active features by moving its one threshold, so
+  what it is in training it is afterwards: a JumpReLU with the sparsity of BatchTopK (arXiv
+  2412.06410), without sorting;
+- a *delta* keeps its threshold and pays `l1` times its mean activation, the published objective.
+
+Features silent over the last `SILENCE` tokens have their bias raised until they fire again.
+"""
+
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lib.profiles import Training
+from lib.transcoders import Transcoder
+
+SILENCE = 50_000
+
+Batch = tuple[Float[Tensor, "*n token d_model"], Float[Tensor, "*n token d_model"]]
+
+
+def fvu(y: Tensor, target: Tensor) -> Tensor:
+    """Fraction of variance unexplained over (token, d_model): squared error over variance."""
+    error = (y - target).square().sum((-1, -2))
+    return error / (target - target.mean(-2, keepdim=True)).square().sum((-1, -2))
+
+
+def train(
+    stack: Transcoder,
+    batches: Iterator[Batch],
+    validation: Batch,
+    settings: Training,
+    l0: Float[Tensor, "*n"] | None = None,
+    progress: str = "training",
+) -> pd.DataFrame:
+    """Train `stack` in place; each member ends with its best parameters by validation loss.
+
+    Returns the learning curves, one row per check and member: `step`, `member` (its index in the
+    flattened leading dimensions), `loss` (mean squared error on the batch), `fvu` and `l0` on the
+    validation tokens.
+    """
+    optimizer = torch.optim.Adam(
+        [stack.W_enc, stack.b_enc, stack.W_dec, stack.b_dec], lr=settings.lr, betas=tuple(settings.betas), fused=True
+    )
+    silent = torch.zeros_like(stack.b_enc)  # tokens since a feature was last active
+    best = {name: value.clone() for name, value in stack.state_dict().items()}
+    best_fvu = torch.full(stack.b_enc.shape[:-1], torch.inf)
+    checks_without_gain, rows = 0, []
+    warmup, decay = settings.steps // 20 + 1, settings.steps // 5 + 1
+    for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
+        x, target = next(batches)
+        if step == 0:
+            _start(stack, x, target, l0)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
+        f = stack.encode(x)
+        mse = (stack.decode(f) - target).square().mean((-1, -2))
+        weight = settings.l1 * min(1, step / settings.l1_warmup) if settings.l1_warmup else settings.l1
+        (mse + weight * f.mean((-1, -2))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True))
+            active = f.detach() > 0
+            silent = (silent + x.shape[-2]).masked_fill(active.any(-2), 0)
+            stack.b_enc.add_(settings.lr * (silent > SILENCE))
+            if l0 is not None:
+                ratio = active.sum((-1, -2)) / x.shape[-2] / l0
+                stack.threshold.mul_((0.05 * ratio.clamp(0.1, 10).log()).exp()[..., None])
+        if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
+            now, active = validate(stack, validation)
+            gain = now < best_fvu
+            best_fvu = torch.where(gain, now, best_fvu)
+            for name, value in stack.state_dict().items():
+                best[name][gain] = value[gain]
+            checks_without_gain = 0 if gain.any() else checks_without_gain + 1
+            rows += [
+                (step + 1, i, *values)
+                for i, values in enumerate(
+                    zip(mse.flatten().tolist(), now.flatten().tolist(), active.flatten().tolist(), strict=True)
+                )
+            ]
+            bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
+            if checks_without_gain == settings.patience:
+                break
+    stack.load_state_dict(best)
+    stack.requires_grad_(False)
+    return pd.DataFrame(rows, columns=["step", "member", "loss", "fvu", "l0"])
+
+
+@torch.no_grad()
+def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+    """FVU and L0 of every member on held-out tokens."""
+    x, target = validation
+    n = target.shape[-2]
+    error, active = 0.0, 0.0
+    for i in range(0, n, chunk):
+        f = stack.encode(x[..., i : i + chunk, :])
+        error = error + (stack.decode(f) - target[..., i : i + chunk, :]).square().sum((-1, -2))
+        active = active + (f > 0).sum((-1, -2))
+    return error / (target - target.mean(-2, keepdim=True)).square().sum((-1, -2)), active / n
+
+
+@torch.no_grad()
+def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None) -> None:
+    """Begin at the mean of the targets; and, where an L0 is aimed at, at a threshold that gives it."""
+    stack.b_dec.add_(target.mean(-2).expand_as(stack.b_dec))
+    if l0 is not None:
+        p = x[..., :256, :] @ stack.W_enc + stack.b_enc.unsqueeze(-2)
+        for index in torch.cartesian_prod(*map(torch.arange, l0.shape)):
+            index = tuple(index.tolist()) if index.ndim else (index.item(),)
+            values = p[index].flatten()
+            keep = int(l0[index] * p.shape[-2])
+            stack.threshold[index] = values.kthvalue(len(values) - keep).values.clamp(min=1e-3)
