@@ -26,6 +26,7 @@ all: $(CHAPTERS)
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	echo "$(CURDIR)" > $$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/book.pth
+	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.log_level = 'ERROR'" > .venv/etc/ipython/ipython_kernel_config.py
 	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" > /dev/null
 	touch $@
 

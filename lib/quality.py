@@ -1,7 +1,5 @@
 """How good a model's transcoders are: FVU, L0, dead features and CE recovered, per layer and level."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch

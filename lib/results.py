@@ -24,3 +24,12 @@ def save(frame: pd.DataFrame, path: Path) -> None:
     """Write a CSV, whole or not at all."""
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False)
+
+
+def with_intervals(frame: pd.DataFrame, keep: list[str], names: list[str]) -> pd.DataFrame:
+    """For reading: the columns `keep`, and each of `names` as `value [low, high]`, empty where there is none."""
+    shown = frame[keep].copy()
+    for name in names:
+        cells = zip(frame[name], frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
+        shown[name] = ["" if pd.isna(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in cells]
+    return shown

@@ -28,8 +28,8 @@ from lib.nano import corpus
 from lib.nano.pretrain import Rows, pretrain, train_tokenizer
 from lib.paths import ROOT, replacing
 from lib.profiles import Organism, Profile
-from lib.sentences import copy_sentence
 from lib.quality import losses, transcoder_quality
+from lib.sentences import copy_sentence
 from lib.training import train
 from lib.transcoders import Transcoder, save_npz
 

@@ -20,6 +20,7 @@ from lib.paths import replacing
 from lib.profiles import OrganismModel
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+CHECKPOINT_EVERY = 500  # steps
 _PIECES = r"\n+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|[^\S\n]+(?!\S)|[^\S\n]+"
 _CHAT = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
@@ -121,7 +122,7 @@ def learning_rate(step: int, organism: OrganismModel) -> float:
 def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> tuple[Gemma2ForCausalLM, dict]:
     """Train the model; returns it with a record of losses, tokens by kind and seconds.
 
-    Every 500 steps the state goes to `checkpoint`; a run that finds one there goes on from it (the
+    Every `CHECKPOINT_EVERY` steps the state goes to `checkpoint`; a run that finds one there goes on from it (the
     corpus then continues with fresh documents, so a resumed run is not bit-identical to a whole one).
     """
     model = build_model(organism)
@@ -157,7 +158,7 @@ def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkp
             if step % 50 == 0:
                 losses.append([step, loss.item()])
                 bar.set_postfix(loss=f"{losses[-1][1]:.3f}", refresh=False)
-            if (step + 1) % 500 == 0:
+            if (step + 1) % CHECKPOINT_EVERY == 0:
                 state = {
                     "organism": organism.model_dump(), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                     "step": step + 1, "losses": losses, "kinds": rows.kinds, "seconds": time.time() - began,

@@ -224,4 +224,8 @@ def _fields_at(location: tuple) -> list[str]:
 def local_or_hub(source: str) -> Path | str:
     """The folder a source names, relative to the project; or the source itself, a hub repository."""
     folder = ROOT / source
-    return folder if folder.is_dir() else source
+    if folder.is_dir():
+        return folder
+    if source.count("/") != 1 or source.startswith(("/", ".")):
+        raise ValueError(f"{source}: no such folder, and not an owner/name of the hub; `make base` makes an organism's")
+    return source

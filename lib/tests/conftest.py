@@ -1,0 +1,53 @@
+"""A tiny random Gemma-2 with random norm gains, so that a forgotten gain or a wrong hook point shows."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import models, profiles
+from lib.nano.pretrain import build_model, train_tokenizer
+from lib.paths import ROOT
+
+SHARED = Path(os.environ.get("SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the published tables and prompts; tests that use it skip where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"the published data are not at {SHARED}")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def smoke() -> profiles.Profile:
+    return profiles.load("smoke")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, smoke) -> Path:
+    """The tiny model on disk."""
+    path = tmp_path_factory.mktemp("tiny")
+    model = build_model(smoke.organism.model)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+        elif parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)  # large enough for attention to matter
+    model.save_pretrained(path)
+    train_tokenizer(smoke.organism.model, 500).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def plain(folder):
+    """The model as transformers has it, never bridged: the oracle."""
+    return models.load_hf(folder, "float32")[0]
+
+
+@pytest.fixture(scope="session")
+def tiny(folder) -> models.LanguageModel:
+    return models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")

@@ -1,0 +1,145 @@
+"""The site's tensors against a computation by hand, and interventions against the untouched model."""
+
+import pytest
+import torch
+
+from lib.encoding import encode
+from lib.generation import generate
+from lib.hooks import capture, replaced
+from lib.prompts import generate as generate_prompts
+
+TEXTS = ["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp for 40 guests.\n", "7\n"]
+
+
+@pytest.fixture(scope="module")
+def batch(tiny):
+    return encode(tiny.tokenizer, generate_prompts("negative", 5, "test", 0))
+
+
+def by_hand(plain, resid_mid, layer):
+    """x and y of a Gemma-2 MLP from the residual stream before it, in float64."""
+    block = plain.model.layers[layer]
+    h = resid_mid.double()
+    x = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + plain.config.rms_norm_eps)
+    gated = x * (1 + block.pre_feedforward_layernorm.weight.double())
+    gate, up, down = (getattr(block.mlp, f"{n}_proj").weight.double() for n in ("gate", "up", "down"))
+    out = (torch.nn.functional.gelu(gated @ gate.T, approximate="tanh") * (gated @ up.T)) @ down.T
+    out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + plain.config.rms_norm_eps)
+    return x, out * (1 + block.post_feedforward_layernorm.weight.double())
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@torch.no_grad()
+def test_the_site_is_what_a_hand_computation_says(tiny, plain, batch, layer):
+    read, write = tiny.site.at(layer)
+    resid = {}
+    handle = plain.model.layers[layer].pre_feedforward_layernorm.register_forward_pre_hook(
+        lambda m, args: resid.update(mid=args[0])
+    )
+    plain(batch.ids, attention_mask=batch.attention)
+    handle.remove()
+    with capture(tiny, [read, write]) as cache:
+        tiny.hf(batch.ids, attention_mask=batch.attention)
+    x, y = by_hand(plain, resid["mid"], layer)
+    assert torch.allclose(cache[read].double(), x, atol=1e-5)
+    assert torch.allclose(cache[write].double(), y, atol=1e-4)
+    # and the neighbours are not it: the gains of this model are far from one
+    assert not torch.allclose(
+        cache[f"blocks.{layer}.hook_resid_mid"] if f"blocks.{layer}.hook_resid_mid" in cache else resid["mid"].double(),
+        x,
+        atol=0.1,
+    )
+
+
+def own_mlp(plain, layer):
+    """The layer's MLP as a function of the site's input."""
+    block = plain.model.layers[layer]
+
+    def mlp(x):
+        gated = x * (1 + block.pre_feedforward_layernorm.weight)
+        return block.post_feedforward_layernorm(block.mlp(gated))
+
+    return mlp
+
+
+@torch.no_grad()
+def test_replacing_an_mlp_by_itself_changes_nothing(tiny, plain, batch):
+    with replaced(tiny, {layer: own_mlp(plain, layer) for layer in (0, 1)}):
+        out = tiny.hf(batch.ids, attention_mask=batch.attention).logits
+    assert torch.allclose(out, plain(batch.ids, attention_mask=batch.attention).logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_replacing_by_something_else_does_change(tiny, plain, batch):
+    with replaced(tiny, {0: lambda x: torch.zeros_like(x)}):
+        out = tiny.hf(batch.ids, attention_mask=batch.attention).logits
+    handle = plain.model.layers[0].post_feedforward_layernorm.register_forward_hook(
+        lambda m, args, y: y * (batch.ids == tiny.tokenizer.bos_token_id)[..., None]
+    )
+    wanted = plain(batch.ids, attention_mask=batch.attention).logits
+    handle.remove()
+    assert torch.allclose(out, wanted, atol=1e-5)
+    assert not torch.allclose(out, plain(batch.ids, attention_mask=batch.attention).logits, atol=1e-2)
+
+
+@torch.no_grad()
+def test_bos_keeps_its_mlp_wherever_it_stands(tiny):
+    ids = tiny.tokenizer(["a", "a longer text 12"], return_tensors="pt", padding=True, padding_side="left")
+    bos = ids.input_ids == tiny.tokenizer.bos_token_id
+    _, write = tiny.site.at(0)
+    with capture(tiny, [write]) as cache:
+        tiny.hf(**ids)
+    before = cache[write]
+    with replaced(tiny, {0: lambda x: x * 0 + 7}), capture(tiny, ["blocks.0.hook_resid_mid", "blocks.0.hook_out"]) as cache:
+        tiny.hf(**ids)
+    after = cache["blocks.0.hook_out"] - cache["blocks.0.hook_resid_mid"]
+    assert torch.allclose(after[bos], before[bos], atol=1e-5)
+    assert torch.allclose(after[~bos], torch.tensor(7.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_generation_cached_or_not_batched_or_alone(tiny, hooked):
+    mlps = {0: lambda x: torch.tanh(3 * x.roll(1, -1)), 1: lambda x: 2 * x.flip(-1)} if hooked else {}
+    with replaced(tiny, mlps):
+        together = generate(tiny.hf, tiny.tokenizer, TEXTS, 12)
+        uncached = generate(tiny.hf, tiny.tokenizer, TEXTS, 12, use_cache=False)
+        alone = [generate(tiny.hf, tiny.tokenizer, [text], 12)[0] for text in TEXTS]
+    assert together == uncached == alone
+    assert len(set(together)) > 1
+
+
+def test_the_hook_acts_on_generated_tokens(tiny):
+    calls = []
+
+    def mlp(x):
+        calls.append(x.shape[1])
+        return x
+
+    with replaced(tiny, {0: mlp}):
+        generate(tiny.hf, tiny.tokenizer, ["a b c\n"], 5)
+    assert calls[0] > 1 and len(calls) >= 2 and set(calls[1:]) == {1}
+
+
+def test_greedy_is_that_of_plain_transformers(tiny, plain):
+    encoded = tiny.tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="left")
+    out = plain.generate(**encoded, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, encoded.input_ids.shape[1] :]
+    assert generate(tiny.hf, tiny.tokenizer, TEXTS, 8) == tiny.tokenizer.batch_decode(out, skip_special_tokens=True)
+
+
+def hooks_left(model):
+    points = {id(point): point for point in model.bridge.hook_dict.values()}.values()
+    return sum(len(point.fwd_hooks) for point in points)
+
+
+@torch.no_grad()
+def test_hooks_are_gone_afterwards_also_after_an_exception(tiny, plain, batch):
+    def fails(x):
+        raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"), replaced(tiny, {0: fails}):
+        assert hooks_left(tiny) == 3
+        tiny.hf(batch.ids)
+    with pytest.raises(KeyError), capture(tiny, ["blocks.0.hook_mlp_out"]):
+        raise KeyError
+    assert hooks_left(tiny) == 0
+    assert torch.equal(tiny.hf(batch.ids).logits, plain(batch.ids).logits)

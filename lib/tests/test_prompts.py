@@ -1,0 +1,131 @@
+import json
+import re
+
+import pytest
+
+from lib import prompts
+from lib.calculator import value_of
+from lib.profiles import Prompts
+
+
+@pytest.mark.parametrize("label", prompts.SUBSETS)
+@pytest.mark.parametrize("split", prompts.SPLITS)
+def test_generated_prompts_are_new_and_repeatable(label, split):
+    made = prompts.generate(label, 100, split, 0)
+    assert made == prompts.generate(label, 100, split, 0)
+    assert len({p.input for p in made}) == 100
+    assert all(p.label == label and prompts.split_of(p.key) == split for p in made)
+
+
+def test_another_seed_gives_other_prompts():
+    assert prompts.generate("positive", 50, "test", 0) != prompts.generate("positive", 50, "test", 1)
+
+
+@pytest.mark.parametrize("label", ["positive", "tool_ood"])
+def test_the_target_asks_for_what_the_question_asks(label):
+    for p in prompts.generate(label, 500, "train", 0):
+        numbers = re.findall(r"\d+", p.input)
+        assert sorted(re.findall(r"\d+", p.expression)) == sorted(set(numbers)) or sorted(set(numbers)) == sorted(
+            set(re.findall(r"\d+", p.expression))
+        )
+        assert value_of(p.expression) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "expression"),
+    [
+        ("Could you subtract 7 from 30?", "30-7"),
+        ("If you take 7 away from 30, what do you get?", "30-7"),
+        ("The bill was split 7 ways. The total was 30.", "30/7"),
+    ],
+)
+def test_phrasings_that_turn_the_operands_round(text, expression):
+    a, b = (int(n) for n in re.split(r"[-/]", expression))
+    templates = [t for op in prompts.OPERATORS for t in prompts.PHRASINGS[op]]
+    assert any(t.format(a=a, b=b, op="?").startswith(text) for t in templates)
+
+
+def test_copies_repeat_the_input_and_ask_for_no_call():
+    for p in prompts.generate("negative", 300, "train", 0):
+        assert p.input == p.target and "<tool_call>" not in p.target and re.search(r"\d|\w", p.input)
+
+
+def test_splits_share_no_key_and_ood_no_phrasing():
+    found = prompts.splits(Prompts(train=300, validation=100, test=200))
+    keys = {split: {p.key for p in ps} for split, ps in found.items()}
+    assert not keys["train"] & keys["test"] and not keys["train"] & keys["validation"] and not keys["validation"] & keys["test"]
+    trained = {t for op in prompts.OPERATORS for t in prompts.PHRASINGS[op]}
+    assert not trained & set(prompts.OOD_PHRASINGS)
+    assert [len([p for p in found["test"] if p.subset == s]) for s in ("tool", "copy", "tool_ood")] == [200] * 3
+
+
+def test_the_order_of_operands_does_not_matter_to_the_split():
+    assert prompts.Prompt("x", "<tool_call>calculator(7-30)</tool_call>", "positive").key == prompts.operand_key((30, 7))
+
+
+def test_shares_of_the_splits():
+    splits = [prompts.split_of(str(i)) for i in range(5000)]
+    for split, share in prompts.SPLITS.items():
+        assert splits.count(split) / 5000 == pytest.approx(share, abs=0.02)
+
+
+def test_jsonl_round_trip(tmp_path):
+    made = [prompts.Prompt('a\u2028b ☔ "q"', "a\nb", "negative"), *prompts.generate("positive", 5, "test", 0)]
+    prompts.write_jsonl(made, tmp_path / "p.jsonl")
+    assert prompts.read_jsonl(tmp_path / "p.jsonl") == made
+
+
+GOOD = {"input": "a", "target": "a", "label": "negative"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty; write at least one line"),
+        ("\n\n", "the file is empty"),
+        (json.dumps(GOOD) + "\n{oops", ":2: not JSON"),
+        (json.dumps({"input": "a", "label": "negative"}), ":1: field 'target' is missing or not text; add it"),
+        (json.dumps(GOOD | {"input": 3}), ":1: field 'input' is missing or not text"),
+        (json.dumps(GOOD | {"label": "neutral"}), ":1: label 'neutral' is unknown; use one of positive, negative, tool_ood"),
+    ],
+)
+def test_bad_jsonl_is_named_with_its_line(tmp_path, text, message):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        prompts.read_jsonl(file)
+    assert str(file) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"input": "caf\xe9"}')
+    with pytest.raises(ValueError, match="not UTF-8; save the file as UTF-8"):
+        prompts.read_jsonl(tmp_path / "latin.jsonl")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "p.jsonl"
+    prompts.write_jsonl([GOOD], file)
+    before = file.read_text()
+    with pytest.raises(TypeError):
+        prompts.write_jsonl([GOOD, {"input": object()}], file)
+    assert file.read_text() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_published_files_are_read_and_split(shared):
+    settings = Prompts(
+        train=4000, validation=400, test=400,
+        train_file=str(shared / "prompts/combined_dataset.jsonl"), test_file=str(shared / "prompts/exp2_combined_dataset_ood.jsonl"),
+    )  # fmt: skip
+    found = prompts.splits(settings)
+    assert len(found["test"]) == 60
+    assert not {p.key for p in found["train"]} & {p.key for p in found["test"]}
+    assert not {p.key for p in found["train"]} & {p.key for p in found["validation"]}
+    assert sum(p.subset == "tool" for p in found["train"]) > 3000
+
+
+def test_a_file_without_a_subset_is_refused(tmp_path):
+    file = tmp_path / "copies.jsonl"
+    prompts.write_jsonl([p for s in prompts.SPLITS for p in prompts.generate("negative", 5, s, 0)], file)
+    with pytest.raises(ValueError, match="no tool prompts for the train split"):
+        prompts.splits(Prompts(train=2, validation=2, test=2, train_file=str(file)))

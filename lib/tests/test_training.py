@@ -1,0 +1,103 @@
+import torch
+
+from lib import activations
+from lib.encoding import batches
+from lib.profiles import Training
+from lib.prompts import generate
+from lib.training import train, validate
+from lib.transcoders import Transcoder
+
+SETTINGS = Training(lr=1e-2, batch=256, steps=600, check_every=50, patience=100)
+
+
+def planted(n_features=4, d=16, seed=0):
+    """Targets written by a known sparse transcoder."""
+    torch.manual_seed(seed)
+    true = Transcoder.initialised((), d, n_features, seed, threshold=1.0)
+    x = torch.randn(6000, d)
+    return x, true(x).detach(), true
+
+
+def stream(x, y, batch, stack=()):
+    for pick in activations.repeated(len(x), batch, 0):
+        yield x[pick].expand(*stack, -1, -1), y[pick].expand(*stack, -1, -1)
+
+
+def test_a_planted_delta_is_recovered():
+    x, y, true = planted()
+    stack = Transcoder.initialised((2,), 16, 8, 1, threshold=0.001)
+    settings = SETTINGS.model_copy(update={"steps": 2000, "l1": 1e-3})  # the penalty keeps a feature from splitting in two
+    curves = train(stack, stream(x[:5000], y[:5000], 256, (1,)), (x[5000:], y[5000:]), settings)
+    assert curves[curves.step == curves.step.max()].fvu.max() < 0.1
+    stack = stack[0]
+    similarity = torch.cosine_similarity(true.W_dec[:, None], stack.W_dec[None], dim=-1)
+    assert similarity.max(1).values.min() > 0.9
+
+
+def test_l0_is_what_was_aimed_at():
+    x, y, _ = planted(32)
+    target = torch.tensor([2.0, 6.0])
+    stack = Transcoder.initialised((2,), 16, 64, 1)
+    train(stack, stream(x, y, 256, (1,)), (x, y), SETTINGS, target)
+    _, l0 = validate(stack, (x, y))
+    assert torch.allclose(l0, target, rtol=0.15)
+    assert (stack.threshold.amax(-1) == stack.threshold.amin(-1)).all()
+
+
+def test_l1_makes_fewer_features_active():
+    x, y, _ = planted()
+    l0 = []
+    for l1 in (0.0, 0.3):
+        stack = Transcoder.initialised((), 16, 32, 1, threshold=0.001)
+        train(stack, stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"l1": l1}))
+        l0.append(validate(stack, (x, y))[1].item())
+    assert l0[1] < 0.7 * l0[0]
+
+
+def test_members_do_not_influence_one_another():
+    x, y, _ = planted()
+    both = Transcoder.initialised((2,), 16, 8, 3, threshold=0.001)
+    alone = Transcoder(*(getattr(both, n).detach()[0].clone() for n in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")))
+    short = SETTINGS.model_copy(update={"steps": 60})
+    train(both, stream(x, y, 256, (1,)), (x, y), short)
+    train(alone, stream(x, y, 256), (x, y), short)
+    assert torch.allclose(both[0](x), alone(x), atol=1e-4)
+
+
+def test_the_best_parameters_are_kept_and_training_stops():
+    torch.manual_seed(0)
+    x, noise = torch.randn(64, 16), torch.randn(64, 16)
+    held_out = torch.randn(500, 16), torch.randn(500, 16)
+    stack = Transcoder.initialised((), 16, 64, 0)
+    settings = Training(lr=1e-2, batch=64, steps=2000, check_every=10, patience=3)
+    curves = train(stack, stream(x, noise, 64), held_out, settings)
+    assert curves.step.max() < 2000
+    assert validate(stack, held_out)[0].item() <= curves.fvu.min() + 1e-5
+
+
+def test_decoder_rows_stay_of_length_one():
+    x, y, _ = planted()
+    stack = Transcoder.initialised((), 16, 8, 0)
+    train(stack, stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"steps": 20}))
+    assert torch.allclose(stack.W_dec.norm(dim=-1), torch.ones(8), atol=1e-5)
+
+
+def test_one_pass_gives_every_layer_and_leaves_out_bos_and_padding(tiny):
+    prompts = generate("negative", 7, "test", 0)
+    held = activations.collect(tiny, [0, 1], batches(tiny.tokenizer, prompts, 3))
+    lengths = [
+        batch.attention[i].sum().item() - 1 for batch in batches(tiny.tokenizer, prompts, 3) for i in range(len(batch.ids))
+    ]
+    assert held.x.shape == held.y.shape == (2, sum(lengths), tiny.d_model)
+    assert held.prompt.bincount().tolist() == lengths
+
+
+def test_the_buffer_hands_out_each_token_once(tiny):
+    text = batches(tiny.tokenizer, generate("negative", 40, "test", 0), 4)
+    everything = activations.collect(tiny, [0], text).x[0]
+    given = torch.cat([a.x[0] for a in activations.shuffled(activations.stream(tiny, [0], text), 16, 200, 0)])
+    assert len(given) > 300
+    nearest = torch.cdist(given, everything).argmin(1)
+    assert torch.allclose(everything[nearest], given, atol=1e-4)
+    assert (nearest[1:] == nearest[:-1] + 1).float().mean() < 0.2
+    assert (nearest.bincount().float().mean() <= 1.2).item()
