@@ -33,3 +33,11 @@ def with_intervals(frame: pd.DataFrame, keep: list[str], names: list[str]) -> pd
         cells = zip(frame[name], frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
         shown[name] = ["" if pd.isna(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in cells]
     return shown
+
+
+def renamed(frame: pd.DataFrame, name: str, to: str) -> pd.DataFrame:
+    """`frame` with `name` and its interval under another name, whatever had that name before dropped."""
+    ends = ("", "_low", "_high")
+    return frame.drop(columns=[f"{to}{end}" for end in ends], errors="ignore").rename(
+        columns={f"{name}{end}": f"{to}{end}" for end in ends}
+    )

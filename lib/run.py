@@ -94,9 +94,8 @@ def main() -> None:
     try:
         run(arguments.notebook, arguments.profile, given)
     except PapermillExecutionError as error:
-        sys.exit(
-            f"  {arguments.notebook.stem} failed: {error.ename}: {error.evalue}\n  see build/*/{arguments.notebook.stem}.failed.ipynb"
-        )
+        left = profiles.load(arguments.profile).paths.build / f"{arguments.notebook.stem}.failed.ipynb"
+        sys.exit(f"  {arguments.notebook.stem} failed: {error.ename}: {error.evalue}\n  see {left}")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
     print(f"  {arguments.notebook.stem} done in {time.time() - began:.0f} s", flush=True)

@@ -273,7 +273,8 @@ Please, {a} {op} {b}?
 The teacher wants to know {a} {op} {b}.
 On the board: {a} {op} {b}
 """.strip().splitlines()
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen""".split()
 _TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
@@ -340,7 +341,8 @@ Produce one <{tag}> that tells the {f} tool to find the {noun}. <{tag}>{noun}</{
 _TAG_NAMES = (
     "b i u em p a h1 div span note item tool call list code data text title link row cell quote tool_box user_call".split()
 )
-_FUNCTION_NAMES = "search find open print max min sum get set run send call load tool check count move convert evaluate compute lookup".split()
+_FUNCTION_NAMES = """search find open print max min sum get set run send call load tool check count move convert
+evaluate compute lookup""".split()
 
 
 def tags_and_calls(rng: random.Random) -> str:

@@ -28,7 +28,8 @@ def test_values_are_exact(expression, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "()", "1 2", "+1", "1+", ".", "1.", "1..2", "1,000", "2**3", "2//3", "2%3", "1e5", "0x10", "a", "__import__('os')",
+    ["", " ", "()", "1 2", "+1", "1+", ".", "1.", "1..2", "1,000", "2**3", "2//3", "2%3", "1e5", "0x10", "a",
+     "__import__('os')",
      "(1", "1)", "1)(2", "٣+٤", "²", "1\n+2", "9" * 201],
 )  # fmt: skip
 def test_anything_else_has_no_value(text):

@@ -34,7 +34,7 @@ def test_truncated_weights_are_named(folder, tmp_path):
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         models.load_hf(tmp_path, "float32")
 
 

@@ -115,7 +115,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_published_files_are_read_and_split(shared):
     settings = Prompts(
         train=4000, validation=400, test=400,
-        train_file=str(shared / "prompts/combined_dataset.jsonl"), test_file=str(shared / "prompts/exp2_combined_dataset_ood.jsonl"),
+        train_file=str(shared / "prompts/combined_dataset.jsonl"),
+        test_file=str(shared / "prompts/exp2_combined_dataset_ood.jsonl"),
     )  # fmt: skip
     found = prompts.splits(settings)
     assert len(found["test"]) == 60

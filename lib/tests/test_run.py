@@ -48,9 +48,12 @@ def test_a_failed_chapter_is_kept_and_the_good_one_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Paths, "build", tmp_path)
     monkeypatch.setattr(run, "ROOT", tmp_path)
-    good = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("profile = 'x'\nfail = False", metadata={"tags": ["parameters"]}),
-                                           nbformat.v4.new_code_cell("assert not fail, 'planted'")],
-                                    metadata={"kernelspec": {"name": run.KERNEL, "display_name": "", "language": "python"}})  # fmt: skip
+    cells = [
+        nbformat.v4.new_code_cell("profile = 'x'\nfail = False", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("assert not fail, 'planted'"),
+    ]
+    kernel = {"name": run.KERNEL, "display_name": "", "language": "python"}
+    good = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(good, tmp_path / "source.ipynb")
     out = run.run(tmp_path / "source.ipynb", "smoke", {})
     first = out.read_bytes()

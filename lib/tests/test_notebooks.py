@@ -1,0 +1,102 @@
+"""Every chapter, run on `smoke` by make as a user would; then what is on disk."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import nbformat
+import pandas as pd
+import pytest
+
+from lib import profiles
+from lib.paths import NOTEBOOKS, ROOT
+from lib.plots import has_chrome
+
+PATHS = profiles.load("smoke").paths
+CHAPTERS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def make(*arguments):
+    """make, without what an outer make hands down."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments, "PROFILE=smoke"], cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def book():
+    shutil.rmtree(PATHS.build, ignore_errors=True)
+    shutil.rmtree(PATHS.figures, ignore_errors=True)
+    shutil.rmtree(PATHS.data, ignore_errors=True)
+    result = make("-j2", "all")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def test_every_chapter_ran_and_said_how_long_it_took(book):
+    for chapter in CHAPTERS:
+        assert f"{chapter} done in" in book.stdout
+        assert (PATHS.build / f"{chapter}.html").exists()
+        notebook = nbformat.read(PATHS.build / f"{chapter}.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+        record = json.loads((PATHS.build / f"{chapter}.json").read_text())
+        assert record["parameters"]["profile"] == "smoke" and record["seconds"] > 0
+
+
+def test_nothing_is_done_twice_and_a_lost_chapter_alone_is_made_again(book):
+    assert make("--question", "all").returncode in (0, 1)
+    assert "lib.run" not in make("--dry-run", "all").stdout
+    (PATHS.build / f"{CHAPTERS[-1]}.ipynb").unlink()
+    planned = make("--dry-run", "all").stdout
+    assert planned.count("-m lib.run") == 1 and f"notebooks/{CHAPTERS[-1]}.ipynb" in planned
+
+
+def test_a_changed_input_makes_its_chapters_again(book):
+    os.utime(profiles.FOLDER / "smoke.toml")
+    planned = make("--dry-run", "all").stdout
+    assert planned.count("-m lib.run") == len(CHAPTERS)
+
+
+def test_tables_have_the_published_columns(book, shared):
+    for ours, theirs in (("exp1", "exp1"), ("exp2a", "exp2A"), ("exp2b", "exp2B")):
+        columns = pd.read_csv(PATHS.results / f"{ours}.csv").columns
+        published = pd.read_csv(shared / f"published/{theirs}_metrics_d128_p0.5.csv").columns
+        assert set(published) <= set(columns)
+
+
+def test_every_generation_has_its_fields_and_scores_as_the_table_says(book):
+    from lib.score import score
+
+    table = pd.read_csv(PATHS.results / "exp2b.csv").set_index(["subset", "layer", "condition"])
+    files = list((PATHS.generations / "exp2b").glob("*.jsonl"))
+    assert len(files) == len(table)
+    for file in files:
+        subset, rest = file.stem.split("_layer_")
+        layer, condition = rest.split("_", 1)
+        found, row = score(file), table.loc[(subset, int(layer), condition)]
+        assert found["n"] == row.n_examples and found["tool_call_rate"] == pytest.approx(row.tool_call_rate)
+        first = json.loads(file.read_text().split("\n")[0])
+        assert {"condition", "input", "target", "generation"} <= set(first) and first["condition"] == condition
+
+
+def test_figures_are_pages_numbers_and_pictures(book):
+    pages = sorted(PATHS.figures.glob("*.html"))
+    assert len(pages) >= 15
+    for page in pages:
+        text = page.read_text()
+        assert 'aria-label="' in text and "https://cdn" not in text
+        assert len(pd.read_csv(page.with_suffix(".csv")))
+        assert page.with_suffix(".png").exists() == has_chrome()
+
+
+def test_redrawing_computes_nothing(book):
+    chapter = CHAPTERS[-1]
+    before = {f: f.stat().st_mtime_ns for f in PATHS.data.rglob("*") if f.is_file()}
+    figure = PATHS.figures / "exp2b_mean_ce.csv"
+    numbers = figure.read_text()
+    figure.unlink()
+    result = subprocess.run(
+        [ROOT / ".venv/bin/python", "-m", "lib.run", f"notebooks/{chapter}.ipynb", "--profile", "smoke", "--redraw"], cwd=ROOT
+    )
+    assert result.returncode == 0 and figure.read_text() == numbers
+    assert before == {f: f.stat().st_mtime_ns for f in PATHS.data.rglob("*") if f.is_file()}
