@@ -27,12 +27,6 @@ SILENCE = 50_000
 Batch = tuple[Float[Tensor, "*n token d_model"], Float[Tensor, "*n token d_model"]]
 
 
-def fvu(y: Tensor, target: Tensor) -> Tensor:
-    """Fraction of variance unexplained over (token, d_model): squared error over variance."""
-    error = (y - target).square().sum((-1, -2))
-    return error / (target - target.mean(-2, keepdim=True)).square().sum((-1, -2))
-
-
 def train(
     stack: Transcoder,
     batches: Iterator[Batch],
@@ -54,6 +48,7 @@ def train(
     best = {name: value.clone() for name, value in stack.state_dict().items()}
     best_fvu = torch.full(stack.b_enc.shape[:-1], torch.inf)
     checks_without_gain, rows = 0, []
+    dtype = getattr(torch, settings.precision)
     warmup, decay = settings.steps // 20 + 1, settings.steps // 5 + 1
     for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
         x, target = next(batches)
@@ -61,22 +56,25 @@ def train(
             _start(stack, x, target, l0)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
-        f = stack.encode(x)
-        mse = (stack.decode(f) - target).square().mean((-1, -2))
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            f = stack.encode(x)
+            y = stack.decode(f)
+        mse = (y - target).square().mean((-1, -2))
         weight = settings.l1 * min(1, step / settings.l1_warmup) if settings.l1_warmup else settings.l1
-        (mse + weight * f.mean((-1, -2))).sum().backward()
+        loss = mse.sum() + weight * f.mean((-1, -2)).sum() if weight else mse.sum()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True))
-            active = f.detach() > 0
-            silent = (silent + x.shape[-2]).masked_fill(active.any(-2), 0)
+            active = (f.detach() > 0).sum(-2)  # tokens at which each feature is active
+            silent = (silent + x.shape[-2]).masked_fill(active > 0, 0)
             stack.b_enc.add_(settings.lr * (silent > SILENCE))
             if l0 is not None:
-                ratio = active.sum((-1, -2)) / x.shape[-2] / l0
+                ratio = active.sum(-1) / x.shape[-2] / l0
                 stack.threshold.mul_((0.05 * ratio.clamp(0.1, 10).log()).exp()[..., None])
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            now, active = validate(stack, validation)
+            now, l0_now = validate(stack, validation)
             gain = now < best_fvu
             best_fvu = torch.where(gain, now, best_fvu)
             for name, value in stack.state_dict().items():
@@ -85,7 +83,7 @@ def train(
             rows += [
                 (step + 1, i, *values)
                 for i, values in enumerate(
-                    zip(mse.flatten().tolist(), now.flatten().tolist(), active.flatten().tolist(), strict=True)
+                    zip(mse.flatten().tolist(), now.flatten().tolist(), l0_now.flatten().tolist(), strict=True)
                 )
             ]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)

@@ -8,6 +8,7 @@ Weights are stored in half precision; transcoders and card are made from the mod
 
 import argparse
 import json
+import os
 import platform
 import random
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ from lib.nano.pretrain import Rows, pretrain, train_tokenizer
 from lib.paths import ROOT, replacing
 from lib.profiles import Organism, Profile
 from lib.quality import losses, transcoder_quality
+from lib.results import with_intervals
 from lib.sentences import copy_sentence
 from lib.training import train
 from lib.transcoders import Transcoder, save_npz
@@ -138,7 +141,7 @@ def list_lengths(model: LanguageModel, n: int) -> dict[str, stats.Estimate]:
 
 
 def make_card(profile: Profile, organism: Organism, folder: Path) -> None:
-    """Measure the stored organism and write `organism.json`."""
+    """Measure the stored organism; write `organism.json`, and `README.md` for people."""
     model = models.load(profile)
     held_out = corpus_tokens(model, organism, "test", organism.probe_tokens)
     part = held_out[: max(1, len(held_out) // 8)]
@@ -158,10 +161,49 @@ def make_card(profile: Profile, organism: Organism, folder: Path) -> None:
         "transcoders": organism.transcoders.model_dump(),
         "transcoder_training": json.loads((folder / "transcoders.json").read_text()),
         "transcoder_quality": quality.to_dict("records"),
-        "made_with": {"torch": torch.__version__, "machine": platform.processor() or platform.machine()},
+        "made_with": {"torch": torch.__version__, "machine": platform.machine(), "cores": os.cpu_count()},
     }
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(card_text(profile.name, card))
     with replacing(folder / CARD) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n")
+
+
+def card_text(name: str, card: dict) -> str:
+    """The model card for people, from the same numbers."""
+
+    def shown(e: dict, form: str = ".3f") -> str:
+        return f"{e['value']:{form}} [{e['low']:{form}}, {e['high']:{form}}] (n = {e['n']})"
+
+    kinds, total, made = card["corpus_tokens_by_kind"], card["tokens"], card["made_with"]
+    quality = pd.DataFrame(card["transcoder_quality"])
+    columns = ["layer", "l0", "fvu", "ce_recovered", "dead"]
+    intervals = with_intervals(quality, ["layer"], columns[1:]).to_markdown(index=False)
+    return f"""# Model card: {name}
+
+A small Gemma-2 ({card["parameters"]:,} parameters; `Gemma2ForCausalLM`) and JumpReLU transcoders for all
+its layers, made by this project from text that it writes itself (`lib/nano`). It is a model organism for
+the chapters of the book and knows nothing of the world.
+
+- Training: {total:,} tokens once, seed {card["model"]["seed"]}, {card["pretraining_seconds"] / 60:.0f} minutes,
+  {made["cores"]} CPU cores, torch {made["torch"]}. Weights are stored in half precision.
+- Corpus, share of tokens: {"; ".join(f"{kind} {n / total:.1%}" for kind, n in sorted(kinds.items(), key=lambda k: -k[1]))}.
+- Transcoders: {card["transcoders"]["d_sae"]} features, {card["transcoder_training"]["steps"]} steps of
+  {card["transcoders"]["training"]["batch"]} tokens, {card["transcoder_training"]["seconds"] / 60:.0f} minutes.
+
+## On held-out material, with 95% intervals
+
+| measure | value |
+|---|---|
+| next-token loss, nats (n rows of text) | {shown(card["held_out_loss"])} |
+| unseen sentences copied exactly | {shown(card["copies_exact"])} |
+| arithmetic questions restated with the right operands | {shown(card["operands_right"])} |
+{"".join(f"| items in a {mode} list | {shown(e)} |{chr(10)}" for mode, e in card["list_items"].items())}
+Transcoders, on {quality.n_tokens.iloc[0]:,} tokens of {quality.n.iloc[0]} rows. `ce_recovered` is against
+mean ablation; `dead` is the share of features never active on these tokens (its interval is over features).
+
+{intervals}
+"""
 
 
 def main() -> None:

@@ -89,6 +89,8 @@ class Training(_Table):
     """Steps in which that weight rises from zero."""
     threshold: NonNegativeFloat = 0.0
     """Of the JumpReLU, where no L0 is aimed at."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products in training."""
     check_every: PositiveInt = 100
     """Steps between two looks at the validation loss."""
     patience: PositiveInt = 10

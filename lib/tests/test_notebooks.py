@@ -44,16 +44,18 @@ def test_every_chapter_ran_and_said_how_long_it_took(book):
 
 
 def test_nothing_is_done_twice_and_a_lost_chapter_alone_is_made_again(book):
-    assert make("--question", "all").returncode in (0, 1)
-    assert "lib.run" not in make("--dry-run", "all").stdout
+    assert "done in" not in make("all").stdout
     (PATHS.build / f"{CHAPTERS[-1]}.ipynb").unlink()
     planned = make("--dry-run", "all").stdout
     assert planned.count("-m lib.run") == 1 and f"notebooks/{CHAPTERS[-1]}.ipynb" in planned
 
 
 def test_a_changed_input_makes_its_chapters_again(book):
-    os.utime(profiles.FOLDER / "smoke.toml")
+    file = profiles.FOLDER / "smoke.toml"
+    before = file.stat()
+    os.utime(file)
     planned = make("--dry-run", "all").stdout
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert planned.count("-m lib.run") == len(CHAPTERS)
 
 
