@@ -15,6 +15,10 @@ RUN = @$(PYTHON) -m lib.run
 
 export TOKENIZERS_PARALLELISM = false
 
+ifeq ($(wildcard $(TOML)),)
+$(error $(PROFILE): no such profile; use one of $(basename $(notdir $(wildcard lib/profiles/*.toml))), or the path of a .toml file)
+endif
+
 .PHONY: all test smoke lab figures bench base clean
 .DELETE_ON_ERROR:
 

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from lib import activations
+from lib.models import LanguageModel
 from lib.profiles import Profile, local_or_hub
 from lib.training import train
 from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
 
 
-def load_base(profile: Profile, layer: int, percentile: float, d_model: int) -> tuple[Transcoder, float]:
+def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: float) -> tuple[Transcoder, float]:
     """The base transcoder of a layer at a percentile of the L0 levels on offer, and its average L0."""
     settings = profile.transcoders
     source = local_or_hub(settings.source)
     offer = levels(source, layer, settings.width, settings.revision)
     l0 = choose(list(offer), percentile)
-    return load_level(source, offer[l0], d_model, settings.revision), l0
+    return load_level(source, offer[l0], model.d_model, settings.revision).to(model.hf.device), l0
 
 
 def delta_file(profile: Profile, layer: int, d_new: int, percentile: float) -> Path:
@@ -27,10 +28,11 @@ def delta_file(profile: Profile, layer: int, d_new: int, percentile: float) -> P
     return profile.paths.deltas / f"layer_{layer}" / f"d_new_{d_new}_percentile_{percentile:g}" / "params.npz"
 
 
-def load_pair(profile: Profile, layer: int, d_new: int, percentile: float, d_model: int) -> BaseDelta:
+def load_pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> BaseDelta:
     """`base + delta` of a layer, ready to replace its MLP."""
-    base, _ = load_base(profile, layer, percentile, d_model)
-    return BaseDelta(base, load_npz(delta_file(profile, layer, d_new, percentile), d_model))
+    base, _ = load_base(profile, model, layer, percentile)
+    delta = load_npz(delta_file(profile, layer, d_new, percentile), model.d_model)
+    return BaseDelta(base, delta.to(model.hf.device))
 
 
 @torch.no_grad()
@@ -41,7 +43,11 @@ def left_by(bases: list[Transcoder], x: Tensor, y: Tensor) -> Tensor:
 
 
 def train_deltas(
-    profile: Profile, layers: list[int], train_on: activations.Activations, validate_on: activations.Activations
+    profile: Profile,
+    model: LanguageModel,
+    layers: list[int],
+    train_on: activations.Activations,
+    validate_on: activations.Activations,
 ) -> pd.DataFrame:
     """Train and save the delta of every layer, d_new and percentile, on what its base leaves.
 
@@ -49,14 +55,13 @@ def train_deltas(
     curves: `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
     percentiles, settings = profile.transcoders.percentiles, profile.deltas.training
-    d_model = train_on.x.shape[-1]
-    bases = [[load_base(profile, layer, p, d_model)[0].to(train_on.x.device) for p in percentiles] for layer in layers]
+    bases = [[load_base(profile, model, layer, p)[0] for p in percentiles] for layer in layers]
     target, validation_target = (
         torch.stack([left_by(bases[i], a.x[i], a.y[i]) for i in range(len(layers))]) for a in (train_on, validate_on)
     )  # (layer, percentile, token, d_model)
     curves = []
     for d_new in profile.deltas.d_new:
-        stack = Transcoder.initialised((len(layers), len(percentiles)), d_model, d_new, profile.seed, settings.threshold)
+        stack = Transcoder.initialised((len(layers), len(percentiles)), model.d_model, d_new, profile.seed, settings.threshold)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for pick in activations.repeated(len(train_on.prompt), settings.batch, profile.seed):

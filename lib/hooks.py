@@ -33,7 +33,7 @@ def capture(model: LanguageModel, names: list[str]) -> Iterator[dict[str, Tensor
 
 @contextmanager
 def replaced(model: LanguageModel, mlps: Mapping[int, MLP]) -> Iterator[None]:
-    """Inside the block the MLP of each given layer is the given function of the site's input."""
+    """Inside the block the MLP of each given layer is the given function of the site's input, in float32."""
     seen: dict[int | str, Tensor] = {}
 
     def remember(key):
@@ -45,7 +45,7 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP]) -> Iterator[None]:
     def write(layer: int, mlp: MLP):
         def hook(tensor, hook):
             is_bos = (seen["ids"] == model.tokenizer.bos_token_id)[..., None]  # (batch, pos, 1)
-            return tensor.where(is_bos, mlp(seen.pop(layer)).to(tensor.dtype))
+            return tensor.where(is_bos, mlp(seen.pop(layer).float()).to(tensor.dtype))
 
         return hook
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lib.calculator import call, expression_of
-from lib.paths import replacing
+from lib.paths import ROOT, replacing
 from lib.profiles import Prompts
 from lib.sentences import copy_sentence, integer
 
@@ -199,7 +199,7 @@ def splits(settings: Prompts) -> dict[str, list[Prompt]]:
     stands, and what it shares with training is left out of training. A file may hold fewer prompts
     than the profile asks for, but a subset without any is a `ValueError`.
     """
-    given = read_jsonl(settings.train_file) if settings.train_file else None
+    given = read_jsonl(ROOT / settings.train_file) if settings.train_file else None
     found: dict[str, list[Prompt]] = {}
     for split, n in (("train", settings.train), ("validation", settings.validation), ("test", settings.test)):
         found[split] = []
@@ -209,7 +209,7 @@ def splits(settings: Prompts) -> dict[str, list[Prompt]]:
             else:
                 found[split] += [p for p in given if p.label == label and split_of(p.key) == split][:n]
     if settings.test_file:
-        found["test"] = read_jsonl(settings.test_file)
+        found["test"] = read_jsonl(ROOT / settings.test_file)
         known = {p.key for p in found["test"]}
         for split in ("train", "validation"):
             found[split] = [p for p in found[split] if p.key not in known]

@@ -47,8 +47,9 @@ class Transcoder(nn.Module):
 
     def encode(self, x: Float[Tensor, "*n token d_model"]) -> Float[Tensor, "*n token d_sae"]:
         """Feature activations, never negative."""
-        p = (x @ self.W_enc).add_(self.b_enc.unsqueeze(-2))
-        return p.where(p > self.threshold.clamp(min=0).unsqueeze(-2), 0)  # one pass over p, the largest tensor there is
+        p = x @ self.W_enc
+        p = p.add_(self.b_enc.unsqueeze(-2).to(p.dtype))
+        return p.where(p > self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype), 0)
 
     def decode(self, f: Float[Tensor, "*n token d_sae"]) -> Float[Tensor, "*n token d_model"]:
         return f @ self.W_dec + self.b_dec.unsqueeze(-2)

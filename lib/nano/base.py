@@ -13,6 +13,7 @@ import platform
 import random
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -44,7 +45,8 @@ def make(profile: Profile, again: bool = False) -> None:
     organism = profile.organism
     if organism is None:
         return
-    folder, model_folder, scope = profile.paths.data, ROOT / profile.model.source, ROOT / profile.transcoders.source
+    model_folder, scope = ROOT / profile.model.source, ROOT / profile.transcoders.source
+    folder = model_folder.parent
     if again:
         for path in (model_folder, scope):
             shutil.rmtree(path, ignore_errors=True)
@@ -211,7 +213,10 @@ def main() -> None:
     parser.add_argument("--profile", default="nano")
     parser.add_argument("--again", action="store_true", help="make everything from nothing")
     arguments = parser.parse_args()
-    make(profiles.load(arguments.profile), arguments.again)
+    try:
+        make(profiles.load(arguments.profile), arguments.again)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

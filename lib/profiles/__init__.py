@@ -54,7 +54,7 @@ class Prompts(_Table):
     test: PositiveInt
     """Examples of each subset, `tool_ood` among them, for the evaluations."""
     train_file: str | None = None
-    """JSONL of `input, target, label` to use instead of generated prompts."""
+    """JSONL of `input, target, label` to use instead of generated prompts; relative to the project."""
     test_file: str | None = None
     seed: int = 0
 

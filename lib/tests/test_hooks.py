@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lib import models
 from lib.encoding import encode
 from lib.generation import generate
 from lib.hooks import capture, replaced
@@ -124,6 +125,20 @@ def test_greedy_is_that_of_plain_transformers(tiny, plain):
     encoded = tiny.tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="left")
     out = plain.generate(**encoded, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, encoded.input_ids.shape[1] :]
     assert generate(tiny.hf, tiny.tokenizer, TEXTS, 8) == tiny.tokenizer.batch_decode(out, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def test_a_half_precision_model_meets_a_float32_transcoder(folder, batch):
+    half = models.bridged(*models.load_hf(folder, "bfloat16"), "gemma-scope")
+    seen = []
+
+    def mlp(x):
+        seen.append(x.dtype)
+        return x
+
+    with replaced(half, {1: mlp}):
+        assert half.hf(batch.ids, attention_mask=batch.attention).logits.dtype == torch.bfloat16
+    assert seen == [torch.float32]
 
 
 def hooks_left(model):

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from lib import profiles, prompts
+from lib import prompts
 from lib.calculator import value_of
 from lib.nano import base, corpus
 from lib.nano import pretrain as pretraining
@@ -117,14 +117,13 @@ def test_pretraining_learns_and_resumes(smoke, tmp_path, monkeypatch):
     assert record["tokens"] == sum(record["kinds"].values()) == 90 * 8 * 64
 
 
-def test_the_whole_organism_is_made_in_gemma_scopes_layout(smoke, tmp_path, monkeypatch):
+def test_the_whole_organism_is_made_in_gemma_scopes_layout(smoke, tmp_path):
     """`make base`, a few steps of each training, in a folder of its own."""
     made = smoke.model_copy(update={
         "name": "made",
         "model": smoke.model.model_copy(update={"source": str(tmp_path / "model")}),
         "transcoders": smoke.transcoders.model_copy(update={"source": str(tmp_path / "transcoders")}),
     })  # fmt: skip
-    monkeypatch.setattr(profiles.Paths, "data", tmp_path)
     base.make(made)
     for layer in (0, 1):
         files = sorted((tmp_path / f"transcoders/layer_{layer}/width_64").glob("average_l0_*/params.npz"))
