@@ -8,6 +8,7 @@ import atexit
 import functools
 import html
 import os
+import warnings
 from pathlib import Path
 
 import kaleido
@@ -90,7 +91,8 @@ def save_figure(fig: go.Figure, path: Path, numbers: pd.DataFrame, alt: str) -> 
     if has_chrome():
         with replacing(path.with_suffix(".png")) as temporary:
             _kaleido()
-            fig.write_image(temporary, format="png", scale=2)
+            with warnings.catch_warnings(action="ignore"):  # plotly hands kaleido options that a running one ignores
+                fig.write_image(temporary, format="png", scale=2)
     return HTML(_library_once() + figure)
 
 

@@ -49,7 +49,7 @@ def train(
     best_fvu = stack.b_enc.new_full(stack.b_enc.shape[:-1], torch.inf)
     checks_without_gain, rows = 0, []
     dtype = getattr(torch, settings.precision)
-    warmup, decay = settings.steps // 20 + 1, settings.steps // 5 + 1
+    warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
     for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
         x, target = next(batches)
         if step == 0:
