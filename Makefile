@@ -13,6 +13,8 @@ CHAPTERS := $(patsubst notebooks/%.ipynb,$(BUILD)/%.ipynb,$(sort $(wildcard note
 SOURCES := $(wildcard lib/*.py lib/profiles/*.py lib/nano/*.py)
 RUN = @$(PYTHON) -m lib.run
 
+# idle threads sleep instead of spinning: chapters side by side (-j) would stall one another
+export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
 ifeq ($(wildcard $(TOML)),)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from lib.paths import replacing
 
@@ -33,6 +34,11 @@ def with_intervals(frame: pd.DataFrame, keep: list[str], names: list[str]) -> pd
         cells = zip(frame[name], frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
         shown[name] = ["" if pd.isna(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in cells]
     return shown
+
+
+def texts(frame: pd.DataFrame) -> Styler:
+    """For reading: text that may hold anything, shown as it is; tags in it are not markup."""
+    return frame.style.hide().format(escape="html").set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 
 def renamed(frame: pd.DataFrame, name: str, to: str) -> pd.DataFrame:

@@ -3,8 +3,8 @@
 All members of the stack learn at once, each on its own loss, from the same inputs; Adam treats their
 parameters apart, so a member learns what it would learn alone. Bases and deltas differ in data only:
 
-- a *base* (`l0` given) is held to a mean number of active features by moving its one threshold, so
-  what it is in training it is afterwards: a JumpReLU with the sparsity of BatchTopK (arXiv
+- a *base* (`l0` given) is held to a mean number of active features by moving its one threshold (its
+  biases, where the threshold is at its floor), so what it is in training it is afterwards: a JumpReLU with the sparsity of BatchTopK (arXiv
   2412.06410), without sorting;
 - a *delta* keeps its threshold and pays `l1` times its mean activation, the published objective.
 
@@ -23,6 +23,7 @@ from lib.profiles import Training
 from lib.transcoders import Transcoder
 
 SILENCE = 20_000
+FLOOR = 1e-2  # of a threshold that is moved to hold an L0
 
 Batch = tuple[Float[Tensor, "*n token d_model"], Float[Tensor, "*n token d_model"]]
 
@@ -53,15 +54,17 @@ def train(
     for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
         x, target = next(batches)
         if step == 0:
-            _start(stack, x, target, l0)
+            scale = _start(stack, x, target, l0)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = stack.encode(x)
             y = stack.decode(f)
-        mse = (y - target).square().mean((-1, -2))
-        weight = settings.l1 * min(1, step / settings.l1_warmup) if settings.l1_warmup else settings.l1
-        loss = mse.sum() + weight * f.mean((-1, -2)).sum() if weight else mse.sum()
+        mse = (y - target / scale[..., None]).square().mean((-1, -2))
+        loss = mse.sum()
+        if settings.l1:
+            ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
+            loss = loss + (settings.l1 * ramp / scale[..., 0] * f.mean((-1, -2))).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -72,10 +75,12 @@ def train(
             silent = (silent + x.shape[-2]).masked_fill(active > 0, 0)
             stack.b_enc.add_(2 * settings.lr * (silent > SILENCE))
             if l0 is not None:
-                ratio = active.sum(-1) / x.shape[-2] / l0
-                stack.threshold.mul_((0.05 * ratio.clamp(0.1, 10).log()).exp()[..., None])
+                excess = (active.sum(-1) / x.shape[-2] / l0).clamp(0.1, 10).log()[..., None]
+                stack.threshold.mul_((0.05 * excess).exp()).clamp_(min=FLOOR)
+                # a threshold can silence features but not wake them: where it is at its floor, biases rise instead
+                stack.b_enc.sub_(settings.lr * excess * (stack.threshold <= FLOOR) * (excess < 0))
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            now, l0_now = validate(stack, validation)
+            now, l0_now = validate(_scaled(stack, scale), validation)
             gain = now < best_fvu
             best_fvu = torch.where(gain, now, best_fvu)
             for name, value in stack.state_dict().items():
@@ -84,13 +89,14 @@ def train(
             rows += [
                 (step + 1, i, *values)
                 for i, values in enumerate(
-                    zip(mse.flatten().tolist(), now.flatten().tolist(), l0_now.flatten().tolist(), strict=True)
+                    zip((mse * scale[..., 0] ** 2).flatten().tolist(), now.flatten().tolist(), l0_now.flatten().tolist(), strict=True)
                 )
             ]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
             if checks_without_gain == settings.patience:
                 break
     stack.load_state_dict(best)
+    stack.load_state_dict(_scaled(stack, scale).state_dict())
     stack.requires_grad_(False)
     return pd.DataFrame(rows, columns=["step", "member", "loss", "fvu", "l0"])
 
@@ -109,13 +115,28 @@ def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[T
 
 
 @torch.no_grad()
-def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None) -> None:
-    """Begin at the mean of the targets; and, where an L0 is aimed at, at a threshold that gives it."""
-    stack.b_dec.add_(target.mean(-2).expand_as(stack.b_dec))
+def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None) -> Tensor:
+    """Begin at the mean of the targets; and, where an L0 is aimed at, at a threshold that gives it.
+
+    Returns the scale of the targets, (..., 1): training is on targets of standard deviation one, so
+    that a learning rate means the same at every layer, and the scale is folded back in at the end.
+    """
+    scale = target.std((-1, -2)).expand(stack.b_enc.shape[:-1])[..., None].clone()
+    stack.b_dec.add_(target.mean(-2) / scale)
+    stack.threshold.div_(scale)
     if l0 is not None:
         p = x[..., :256, :] @ stack.W_enc + stack.b_enc.unsqueeze(-2)
         for index in torch.cartesian_prod(*map(torch.arange, l0.shape)):
             index = tuple(index.tolist()) if index.ndim else (index.item(),)
             values = p[index].flatten()
             keep = int(l0[index] * p.shape[-2])
-            stack.threshold[index] = values.kthvalue(len(values) - keep).values.clamp(min=1e-3)
+            stack.threshold[index] = values.kthvalue(len(values) - keep).values.clamp(min=FLOOR)
+    return scale
+
+
+@torch.no_grad()
+def _scaled(stack: Transcoder, scale: Tensor) -> Transcoder:
+    """The same transcoders with outputs `scale` times as large; the decoder rows keep their length."""
+    return Transcoder(
+        stack.W_enc * scale[..., None], stack.b_enc * scale, stack.threshold * scale, stack.W_dec, stack.b_dec * scale
+    )
