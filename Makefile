@@ -16,6 +16,7 @@ RUN = @$(PYTHON) -m lib.run
 # idle threads sleep instead of spinning: chapters side by side (-j) would stall one another
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
+export PYTHONWARNINGS = ignore::FutureWarning
 
 ifeq ($(wildcard $(TOML)),)
 $(error $(PROFILE): no such profile; use one of $(basename $(notdir $(wildcard lib/profiles/*.toml))), or the path of a .toml file)

@@ -89,7 +89,12 @@ def train(
             rows += [
                 (step + 1, i, *values)
                 for i, values in enumerate(
-                    zip((mse * scale[..., 0] ** 2).flatten().tolist(), now.flatten().tolist(), l0_now.flatten().tolist(), strict=True)
+                    zip(
+                        (mse * scale[..., 0] ** 2).flatten().tolist(),
+                        now.flatten().tolist(),
+                        l0_now.flatten().tolist(),
+                        strict=True,
+                    )
                 )
             ]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
