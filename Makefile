@@ -15,6 +15,10 @@ RUN = @$(PYTHON) -m lib.run
 
 # idle threads sleep instead of spinning: chapters side by side (-j) would stall one another
 export OMP_WAIT_POLICY = PASSIVE
+# glibc keeps freed memory instead of asking the system for zeroed pages at each large tensor
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 4294967296
+export MALLOC_TOP_PAD_ = 268435456
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
 

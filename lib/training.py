@@ -4,8 +4,8 @@ All members of the stack learn at once, each on its own loss, from the same inpu
 parameters apart, so a member learns what it would learn alone. Bases and deltas differ in data only:
 
 - a *base* (`l0` given) is held to a mean number of active features by moving its one threshold (its
-  biases, where the threshold is at its floor), so what it is in training it is afterwards: a JumpReLU with the sparsity of BatchTopK (arXiv
-  2412.06410), without sorting;
+  biases, where the threshold is at its floor), so what it is in training it is afterwards: a JumpReLU
+  with the sparsity of BatchTopK (arXiv 2412.06410), without sorting;
 - a *delta* keeps its threshold and pays `l1` times its mean activation, the published objective.
 
 Features silent over the last `SILENCE` tokens have their bias raised until they fire again.
