@@ -5,12 +5,14 @@ left-padded batches alike. The only exception is a BOS token, recognised by its 
 position: transcoders are not trained on it, so it keeps the dense MLP's output.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lib.encoding import Encoded
 from lib.models import LanguageModel
 
 MLP = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
@@ -55,3 +57,49 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP]) -> Iterator[None]:
         hooks += [(read, remember(layer)), (out, write(layer, mlp))]
     with model.bridge.hooks(fwd_hooks=hooks):
         yield
+
+
+class Skipped(torch.nn.Module):
+    """In place of a block: hands the residual stream on."""
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        return hidden_states
+
+
+@contextmanager
+def resumed(model: LanguageModel, layer: int, stream: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
+    """Inside the block forward passes skip the layers below `layer` and go on from the residual stream given."""
+    blocks = model.bridge.blocks
+    below = list(blocks)[:layer]
+    try:
+        for i in range(layer):
+            blocks[i] = Skipped()
+        with model.bridge.hooks(fwd_hooks=[(f"blocks.{layer}.hook_in", lambda tensor, hook: stream)]):
+            yield
+    finally:
+        for i, block in enumerate(below):
+            blocks[i] = block
+
+
+@torch.no_grad()
+def logits_under(
+    model: LanguageModel, batch: Encoded, conditions: Sequence[Mapping[int, MLP]]
+) -> Iterator[Float[Tensor, "batch pos vocab"]]:
+    """The logits of a batch with each set of MLPs in place, one after another; `{}` is the model as it is.
+
+    A replacement leaves everything below it as it was, so the layers below are run once for all.
+    """
+    batch = batch.to(model.hf.device)
+
+    def forward() -> Tensor:
+        return model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
+
+    starts = sorted({min(mlps) for mlps in conditions if mlps})
+    with capture(model, [f"blocks.{layer}.hook_in" for layer in starts]) as streams:
+        raw = forward()
+    for mlps in conditions:
+        if mlps:
+            with resumed(model, min(mlps), streams[f"blocks.{min(mlps)}.hook_in"]), replaced(model, mlps):
+                yield forward()
+        else:
+            yield raw

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib import calculator
@@ -45,11 +45,10 @@ def reconstruction(
 # --- cross-entropy ---
 
 
-def nats(logits: Float[Tensor, "batch pos vocab"], ids: Int[Tensor, "batch pos"], where: Bool[Tensor, "batch pos"]):
-    """Cross-entropy of the tokens at `where`, summed per prompt, and their number: two (batch,) tensors."""
-    where = where[:, 1:]
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-    return (loss * where).sum(1), where.sum(1)
+def nats(logits: Float[Tensor, "batch pos vocab"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+    """Cross-entropy of each token given those before it; 0 for the first, which nothing predicts."""
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return torch.nn.functional.pad(loss.view(len(ids), -1), (1, 0))
 
 
 # --- the tool ---

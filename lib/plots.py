@@ -18,6 +18,7 @@ import plotly.io as pio
 from choreographer.browsers import Chromium
 from IPython.display import HTML
 from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
 
 from lib.paths import replacing
 from lib.results import save
@@ -35,14 +36,16 @@ LOOKS = {  # condition or subset -> how it is always drawn
 _SERIES = [(BLUE, "solid", "circle"), (ORANGE, "dash", "square"), (GREEN, "dot", "diamond"), (PINK, "dashdot", "x"),
            (SKY, "longdash", "triangle-up"), (GREY, "solid", "cross"), (BLACK, "dash", "star")]  # fmt: skip
 
+RATE = dict(range=[-0.03, 1.03])  # the axis of a rate, with room for markers at its ends
+
 pio.templates["book"] = go.layout.Template(
     layout=dict(
         font=dict(family="DejaVu Sans, Arial, sans-serif", size=15, color="black"),
         paper_bgcolor="white", plot_bgcolor="white", width=900, height=480,
-        margin=dict(l=75, r=25, t=60, b=65),
+        margin=dict(l=75, r=25, t=40, b=65),
         title=dict(x=0.02, xanchor="left", font=dict(size=17)),
         xaxis=dict(showline=True, linecolor="black", ticks="outside", gridcolor="#e5e5e5", zeroline=False),
-        yaxis=dict(showline=True, linecolor="black", ticks="outside", gridcolor="#e5e5e5", zeroline=False),
+        yaxis=dict(automargin=True, showline=True, linecolor="black", ticks="outside", gridcolor="#e5e5e5", zeroline=False),
         legend=dict(bgcolor="rgba(255,255,255,0.8)"),
         colorscale=dict(sequential="Cividis"),
     )
@@ -71,6 +74,23 @@ def add_line(fig: go.Figure, table: pd.DataFrame, x: str, y: str, key: str, inde
         ),
         **place,
     )  # fmt: skip
+
+
+def by_subset(table: pd.DataFrame, x: str, y: str, series: str, title: str, path: Path, alt: str, **y_axis) -> HTML:
+    """One panel per `subset` of the table, one line per value of its column `series`; saved at `path`."""
+    subsets, keys = table.subset.unique(), table[series].unique()
+    names = [look(subset)["name"] for subset in subsets]
+    fig = make_subplots(1, len(subsets), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.03)
+    for column, subset in enumerate(subsets, 1):
+        for index, key in enumerate(keys):
+            rows = table[(table.subset == subset) & (table[series] == key)].dropna(subset=y)
+            add_line(fig, rows, x, y, key, index, row=1, col=column)
+    ticks = sorted(table[x].unique())
+    fig.update_xaxes(title=x, tickvals=ticks[:: max(1, len(ticks) // 4)]).update_yaxes(title=title, col=1).update_yaxes(
+        **y_axis
+    )
+    fig.update_layout(legend=dict(orientation="h", y=-0.2))
+    return save_figure(fig, path, table, alt)
 
 
 def save_figure(fig: go.Figure, path: Path, numbers: pd.DataFrame, alt: str) -> HTML:

@@ -1,27 +1,31 @@
 """How good a model's transcoders are: FVU, L0, dead features and CE recovered, per layer and level."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from lib import activations, metrics, stats
 from lib.encoding import Encoded
-from lib.hooks import replaced
+from lib.hooks import MLP, logits_under
 from lib.models import LanguageModel
 from lib.profiles import Transcoders, local_or_hub
 from lib.transcoders import levels, load_level
 
 
-@torch.no_grad()
-def losses(model: LanguageModel, batches: list[Encoded]) -> tuple[np.ndarray, np.ndarray]:
-    """Next-token cross-entropy (summed nats) and number of predicted tokens of each row."""
-    parts = []
-    for batch in batches:
-        batch = batch.to(model.hf.device)
-        logits = model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
-        parts.append(torch.stack(metrics.nats(logits, batch.ids, batch.attention.bool())).cpu())
-    return tuple(torch.cat(parts, 1).numpy())
+def losses(
+    model: LanguageModel, batches: list[Encoded], conditions: Sequence[Mapping[int, MLP]] = ({},)
+) -> tuple[Float[np.ndarray, "condition row"], Int[np.ndarray, "row"]]:
+    """Next-token cross-entropy of each row of text under each condition, summed nats; and its predicted tokens."""
+    nats, tokens = [], []
+    for batch in tqdm(batches, desc="cross-entropy", leave=False, mininterval=2):
+        under = logits_under(model, batch, conditions)
+        nats.append(np.stack([(metrics.nats(x.cpu(), batch.ids) * batch.attention).sum(1) for x in under]))
+        tokens.append(batch.attention.sum(1) - 1)
+    return np.concatenate(nats, 1), np.concatenate(tokens)
 
 
 @torch.no_grad()
@@ -37,28 +41,28 @@ def transcoder_quality(
     source, rows = local_or_hub(settings.source), []
     held = activations.collect(model, layers, batches)
     tokens = metrics.by_prompt(torch.ones(len(held.prompt)), held.prompt)
-    clean, _ = losses(model, ce_batches)
     for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
         x, y = held.x[i], held.y[i]
         centre = y.mean(0)
         variance = metrics.by_prompt((y - centre).square().sum(-1), held.prompt)
-        with replaced(model, {layer: lambda x, centre=centre: centre.expand_as(x)}):
-            ablated, _ = losses(model, ce_batches)
-        for average_l0, file in levels(source, layer, settings.width, settings.revision).items():
-            transcoder = load_level(source, file, model.d_model, settings.revision).to(x.device)
+        offer = {
+            average_l0: load_level(source, file, model.d_model, settings.revision).to(x.device)
+            for average_l0, file in levels(source, layer, settings.width, settings.revision).items()
+        }
+        ablation = {layer: lambda x, centre=centre: centre.expand_as(x)}
+        (clean, ablated, *substituted), _ = losses(model, ce_batches, [{}, ablation, *({layer: t} for t in offer.values())])
+        for (average_l0, transcoder), ce in zip(offer.items(), substituted, strict=True):
             error, active, fired = [], [], torch.zeros(transcoder.d_sae, dtype=torch.bool, device=x.device)
             for x_part, y_part in zip(x.split(8192), y.split(8192), strict=True):
                 f = transcoder.encode(x_part)
                 error.append((transcoder.decode(f) - y_part).square().sum(-1))
                 active.append((f > 0).sum(-1))
                 fired |= (f > 0).any(0)
-            with replaced(model, {layer: transcoder}):
-                substituted, _ = losses(model, ce_batches)
             rows.append({
                 "layer": layer, "average_l0": average_l0,
                 **stats.ratio(metrics.by_prompt(torch.cat(active), held.prompt), tokens).columns("l0"),
                 **stats.ratio(metrics.by_prompt(torch.cat(error), held.prompt), variance).columns("fvu"),
-                **stats.ratio(ablated - substituted, ablated - clean).columns("ce_recovered"),
+                **stats.ratio(ablated - ce, ablated - clean).columns("ce_recovered"),
                 **stats.rate((~fired).cpu()).columns("dead"),
                 "d_sae": transcoder.d_sae, "n": len(tokens), "n_tokens": len(held.prompt),
             })  # fmt: skip

@@ -74,15 +74,21 @@ class Transcoder(nn.Module):
 
 @dataclass(frozen=True)
 class BaseDelta:
-    """`base(x) + alpha * delta(x)`, in place of an MLP; base alone where there is no delta."""
+    """`base(x) + alpha * delta(x)`, in place of an MLP."""
 
     base: Transcoder
-    delta: Transcoder | None = None
+    delta: Transcoder
     alpha: float = 1.0
 
+    def encode(self, x: Float[Tensor, "*n token d_model"]) -> tuple[Tensor, Tensor]:
+        """The activations of the base's features and of the delta's."""
+        return self.base.encode(x), self.delta.encode(x)
+
+    def decode(self, f_base: Tensor, f_delta: Tensor) -> Float[Tensor, "*n token d_model"]:
+        return self.base.decode(f_base) + self.alpha * self.delta.decode(f_delta)
+
     def __call__(self, x: Float[Tensor, "*n token d_model"]) -> Float[Tensor, "*n token d_model"]:
-        y = self.base(x)
-        return y if self.delta is None else y + self.alpha * self.delta(x)
+        return self.decode(*self.encode(x))
 
 
 # --- Gemma Scope's layout: layer_L/width_W/average_l0_K/params.npz, in a folder or on the hub ---

@@ -148,6 +148,7 @@ def make_card(profile: Profile, organism: Organism, folder: Path) -> None:
     held_out = corpus_tokens(model, organism, "test", organism.probe_tokens)
     part = held_out[: max(1, len(held_out) // 8)]
     quality = transcoder_quality(model, list(range(model.n_layers)), profile.transcoders, held_out, part)
+    nats, n_predicted = losses(model, held_out)
     history = json.loads((folder / "pretraining.json").read_text())
     card = {
         "model": organism.model.model_dump(),
@@ -156,7 +157,7 @@ def make_card(profile: Profile, organism: Organism, folder: Path) -> None:
         "tokens": history["tokens"],
         "pretraining_seconds": round(history["seconds"]),
         "pretraining_loss": history["losses"],
-        "held_out_loss": stats.ratio(*losses(model, held_out)).__dict__,
+        "held_out_loss": stats.ratio(nats[0], n_predicted).__dict__,
         "copies_exact": copying(model, organism.probes).__dict__,
         "operands_right": restating(model, organism.probes).__dict__,
         "list_items": {mode: length.__dict__ for mode, length in list_lengths(model, organism.probes).items()},

@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
-from lib import evaluation
-from lib.encoding import question, tokens
+from lib import evaluation, models, profiles
+from lib.deltas import load_base
+from lib.encoding import encode, question, tokens
+from lib.hooks import replaced
 from lib.prompts import generate
 from lib.transcoders import BaseDelta, Transcoder
 
@@ -27,7 +30,7 @@ def test_question_and_answer_are_joined_as_they_are_generated(tiny, prompts):
 @torch.no_grad()
 def test_cross_entropy_of_the_answer_one_by_one(tiny, plain, smoke, prompts):
     """Batched and padded, against plain transformers on each prompt alone."""
-    forced = evaluation.teacher_forced(tiny, prompts, smoke.evaluation)
+    [forced] = evaluation.teacher_forced(tiny, prompts, smoke.evaluation)
     for i, p in enumerate(prompts):
         q, a = tokens(tiny.tokenizer, p)
         ids = torch.tensor([q + a])
@@ -41,7 +44,7 @@ def test_activations_are_means_over_features_without_bos(tiny, smoke, prompts, p
     from lib import activations
     from lib.encoding import encode
 
-    forced = evaluation.teacher_forced(tiny, prompts, smoke.evaluation, {1: pair})
+    [forced] = evaluation.teacher_forced(tiny, prompts, smoke.evaluation, [{1: pair}])
     held = activations.collect(tiny, [1], [encode(tiny.tokenizer, prompts)])
     assert forced.positions.sum() == len(held.prompt)
     for name, part in (("base", pair.base), ("delta", pair.delta)):
@@ -49,14 +52,38 @@ def test_activations_are_means_over_features_without_bos(tiny, smoke, prompts, p
         assert forced[name].sum() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_a_watched_replacement_is_the_replacement(pair):
-    x = torch.randn(2, 3, 32)
-    assert torch.allclose(evaluation.Watched(pair)(x), pair(x), atol=1e-5)
-    assert torch.allclose(evaluation.Watched(BaseDelta(pair.base, pair.delta, 0.0))(x), pair.base(x), atol=1e-5)
+@torch.no_grad()
+def test_conditions_share_what_lies_below_and_nothing_else(tiny, smoke, prompts, pair):
+    """Many conditions at once, from the shared lower layers, against each alone in a full forward pass."""
+    half = BaseDelta(pair.base, pair.delta, 0.5)
+    conditions = [{1: half}, {}, {0: pair}, {0: half, 1: pair}, {1: pair}]
+    together = evaluation.teacher_forced(tiny, prompts, smoke.evaluation, conditions)
+    for condition, forced in zip(conditions, together, strict=True):
+        batch = encode(tiny.tokenizer, prompts)
+        with replaced(tiny, condition):
+            logits = tiny.hf(input_ids=batch.ids, attention_mask=batch.attention).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), batch.ids[:, 1:], reduction="none")
+        assert np.allclose(forced.nats, (loss * batch.answer[:, 1:]).sum(1), rtol=1e-4)
+        assert np.allclose(forced.nats_all, (loss * batch.attention[:, 1:]).sum(1), rtol=1e-4)
+    assert len({round(forced.nats.sum(), 3) for forced in together}) == len(conditions)
+
+
+def test_an_exact_answer_is_what_would_be_generated():
+    """On `nano`, which answers some prompts to the letter and others not, most so with the sparsest base in place."""
+    nano = profiles.load("nano")
+    model = models.load(nano)
+    asked = generate("negative", 40, "test", 0) + generate("positive", 10, "test", 0)
+    base, _ = load_base(nano, model, 0, 0.0)
+    conditions = [evaluation.RAW, {0: BaseDelta(base, Transcoder.initialised((), model.d_model, 4, 0), 0.1)}]
+    for condition, forced in zip(conditions, evaluation.teacher_forced(model, asked, nano.evaluation, conditions), strict=True):
+        in_full = evaluation.generations(model, asked, nano.evaluation, condition, [False] * len(asked))
+        assert forced.exact.tolist() == [text == p.target for text, p in zip(in_full, asked, strict=True)]
+        assert 0 < forced.exact.sum() < len(asked)
+        assert evaluation.generations(model, asked, nano.evaluation, condition, forced.exact) == in_full
 
 
 def test_a_row_has_published_columns_intervals_and_n(tiny, smoke, prompts, pair):
-    row, wrote = evaluation.evaluate(tiny, prompts, smoke.evaluation, {0: pair})
+    [(row, wrote)] = evaluation.evaluate(tiny, prompts, smoke.evaluation, [{0: pair}])
     published = "mean_ce tool_call_rate valid_tool_format_rate math_correct_rate mean_abs_base_acts mean_abs_delta_acts".split()
     assert set(published) | {f"{c}_{end}" for c in published for end in ("low", "high")} <= set(row)
     assert row["n_examples"] == len(wrote) == 5 and row["n_tokens"] == sum(len(tokens(tiny.tokenizer, p)[1]) for p in prompts)

@@ -13,12 +13,16 @@ def test_the_dial_shows_what_the_replaced_model_writes(tiny):
         loaded.append(1)
         return tiny
 
-    box = dial(load, lambda model, layer: pairs[layer], [0, 1], "What is 1 + 2?", 8)
+    def replacement(model, where):
+        return pairs if where == "all" else {where: pairs[where]}
+
+    box = dial(load, replacement, ["all", 0, 1], "What is 1 + 2?", 8)
     alpha, layer, text, ask, answer = box.children
     assert not loaded and answer.value == ""
 
     def wanted():
-        with replaced(tiny, {layer.value: BaseDelta(pairs[layer.value].base, pairs[layer.value].delta, alpha.value)}):
+        turned = {i: BaseDelta(pair.base, pair.delta, alpha.value) for i, pair in pairs.items() if layer.value in (i, "all")}
+        with replaced(tiny, turned):
             return generate(tiny.hf, tiny.tokenizer, [question(text.value)], 8)[0]
 
     seen = set()
