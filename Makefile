@@ -13,8 +13,8 @@ CHAPTERS := $(patsubst notebooks/%.ipynb,$(BUILD)/%.ipynb,$(sort $(wildcard note
 SOURCES := $(wildcard lib/*.py lib/profiles/*.py lib/nano/*.py)
 RUN = @$(PYTHON) -m lib.run
 
-# idle threads sleep instead of spinning: chapters side by side (-j) would stall one another
-export OMP_WAIT_POLICY = PASSIVE
+# idle threads spin only briefly: chapters side by side (-j) would stall one another
+export GOMP_SPINCOUNT = 1000
 # glibc keeps freed memory instead of asking the system for zeroed pages at each large tensor
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 4294967296

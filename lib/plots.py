@@ -77,8 +77,8 @@ def add_line(fig: go.Figure, table: pd.DataFrame, x: str, y: str, key: str, inde
 
 
 def by_subset(table: pd.DataFrame, x: str, y: str, series: str, title: str, path: Path, alt: str, **y_axis) -> HTML:
-    """One panel per `subset` of the table, one line per value of its column `series`; saved at `path`."""
-    subsets, keys = table.subset.unique(), table[series].unique()
+    """One panel per `subset` that has values, one line per value of the column `series`; saved at `path`."""
+    subsets, keys = table.dropna(subset=y).subset.unique(), table[series].unique()
     names = [look(subset)["name"] for subset in subsets]
     fig = make_subplots(1, len(subsets), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.03)
     for column, subset in enumerate(subsets, 1):
@@ -86,9 +86,8 @@ def by_subset(table: pd.DataFrame, x: str, y: str, series: str, title: str, path
             rows = table[(table.subset == subset) & (table[series] == key)].dropna(subset=y)
             add_line(fig, rows, x, y, key, index, row=1, col=column)
     ticks = sorted(table[x].unique())
-    fig.update_xaxes(title=x, tickvals=ticks[:: max(1, len(ticks) // 4)]).update_yaxes(title=title, col=1).update_yaxes(
-        **y_axis
-    )
+    fig.update_xaxes(title=x, tickvals=ticks[:: max(1, len(ticks) // 6)])
+    fig.update_yaxes(title=title, col=1).update_yaxes(**y_axis)
     fig.update_layout(legend=dict(orientation="h", y=-0.2))
     return save_figure(fig, path, table, alt)
 
