@@ -56,6 +56,7 @@ $(BUILD)/03_delta_transcoders.ipynb: $(BUILD)/02_finetune_lora.ipynb
 $(BUILD)/04_exp1_reconstruction.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/05_exp2a_layers.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/06_exp2b_dose.ipynb: $(BUILD)/03_delta_transcoders.ipynb
+$(BUILD)/07_how_measurement_misleads.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 -include $(wildcard $(BUILD)/*.d)
 
 test: .venv/installed

@@ -1,7 +1,7 @@
 """Streaming (x, y) at the site of many layers in one forward pass.
 
-`x` is what an MLP's transcoder reads and `y` what it should write, both (layer, token, d_model); BOS
-and padding are left out.
+`x` is what an MLP's transcoder reads and `y` what it should write, both (layer, token, d_model) and in
+the units of the model's site (`lib.sites`); BOS and padding are left out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,15 +30,15 @@ class Activations:
 @torch.no_grad()
 def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) -> Iterator[Activations]:
     """One `Activations` per batch, in float32, on the model's device."""
-    sites = [model.site.at(layer) for layer in layers]
+    sites, scale = [model.site.at(layer) for layer in layers], model.site.scale(model.d_model)
     with capture(model, [name for site in sites for name in site]) as cache:
         start = 0
         for batch in batches:
             batch = batch.to(model.hf.device)
             model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
             keep = batch.attention.bool() & (batch.ids != model.tokenizer.bos_token_id)  # (batch, pos)
-            x = torch.stack([cache[read][keep] for read, _ in sites]).float()
-            y = torch.stack([cache[write][keep] for _, write in sites]).float()
+            x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
+            y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
             yield Activations(x, y, start + keep.nonzero()[:, 0])
             start += len(batch.ids)
 

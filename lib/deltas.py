@@ -1,6 +1,5 @@
 """Which base and which delta belong to a layer, d_new and percentile; and training all deltas at once."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,8 +8,8 @@ from torch import Tensor
 
 from lib import activations
 from lib.models import LanguageModel
-from lib.profiles import Profile, local_or_hub
-from lib.training import train
+from lib.profiles import Profile, Training, local_or_hub
+from lib.training import Batch, train
 from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
 
 
@@ -23,15 +22,15 @@ def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: fl
     return load_level(source, offer[l0], model.d_model, settings.revision).to(model.hf.device), l0
 
 
-def delta_file(profile: Profile, layer: int, d_new: int, percentile: float) -> Path:
-    """Where a delta is kept, in the same format as a base."""
-    return profile.paths.deltas / f"layer_{layer}" / f"d_new_{d_new}_percentile_{percentile:g}" / "params.npz"
+def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:
+    """Where a delta is kept, in the same format as a base; deltas of the model's site apart from others."""
+    return profile.paths.deltas / model.site.name / f"layer_{layer}" / f"d_new_{d_new}_percentile_{percentile:g}" / "params.npz"
 
 
 def load_pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> BaseDelta:
     """`base + delta` of a layer, ready to replace its MLP."""
     base, _ = load_base(profile, model, layer, percentile)
-    delta = load_npz(delta_file(profile, layer, d_new, percentile), model.d_model)
+    delta = load_npz(delta_file(profile, model, layer, d_new, percentile), model.d_model)
     return BaseDelta(base, delta.to(model.hf.device))
 
 
@@ -40,6 +39,26 @@ def left_by(bases: list[Transcoder], x: Tensor, y: Tensor) -> Tensor:
     """What each base leaves of one layer, `y - base(x)`, computed once: (base, token, d_model)."""
     left = [torch.cat([b - base(a) for a, b in zip(x.split(8192), y.split(8192), strict=True)]) for base in bases]
     return torch.stack(left)
+
+
+def fit(
+    settings: Training,
+    data: Batch,
+    validation: Batch,
+    d_new: int,
+    seed: int,
+    frozen: tuple[str, ...] = (),
+    progress: str = "deltas",
+) -> tuple[Transcoder, pd.DataFrame]:
+    """Deltas trained together, one for each leading index of the targets, and their learning curves.
+
+    `data` and `validation` are inputs and targets held in memory, (*n, token, d_model) each; inputs broadcast.
+    """
+    x, target = data
+    stack = Transcoder.initialised(target.shape[:-2], target.shape[-1], d_new, seed, settings.threshold).to(x.device)
+    picks = activations.repeated(target.shape[-2], settings.batch, seed)
+    batches = ((x[..., pick, :], target[..., pick, :]) for pick in picks)
+    return stack, train(stack, batches, validation, settings, frozen=frozen, progress=progress)
 
 
 def train_deltas(
@@ -59,18 +78,10 @@ def train_deltas(
     target, validation_target = (
         torch.stack([left_by(bases[i], a.x[i], a.y[i]) for i in range(len(layers))]) for a in (train_on, validate_on)
     )  # (layer, percentile, token, d_model)
+    data, validation = (train_on.x[:, None], target), (validate_on.x[:, None], validation_target)
     curves = []
     for d_new in profile.deltas.d_new:
-        stack = Transcoder.initialised((len(layers), len(percentiles)), model.d_model, d_new, profile.seed, settings.threshold)
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for pick in activations.repeated(len(train_on.prompt), settings.batch, profile.seed):
-                yield train_on.x[:, None, pick], target[:, :, pick]
-
-        curve = train(
-            stack.to(train_on.x.device), batches(), (validate_on.x[:, None], validation_target), settings,
-            progress=f"deltas of {d_new} features",
-        )  # fmt: skip
+        stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=f"deltas of {d_new} features")
         member = curve.pop("member")
         curve.insert(0, "layer", member.map(lambda m: layers[m // len(percentiles)]))
         curve.insert(1, "d_new", d_new)
@@ -78,5 +89,5 @@ def train_deltas(
         curves.append(curve)
         for i, layer in enumerate(layers):
             for j, percentile in enumerate(percentiles):
-                save_npz(stack[i, j], delta_file(profile, layer, d_new, percentile))
+                save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))
     return pd.concat(curves, ignore_index=True)

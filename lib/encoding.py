@@ -1,5 +1,7 @@
 """Prompts as tokens: `<bos>input\\ntarget<eos>`, the one format of training, scoring and generation.
 
+(`published`, a format of scoring alone, leaves out BOS and the newline, as the published study did.)
+
 The question and the answer are tokenised apart and joined, so that the tokens the model generates
 after the question are the tokens it was trained on.
 """
@@ -33,15 +35,17 @@ def question(text: str) -> str:
     return f"{text}\n"
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list[int], list[int]]:
+def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: str = "training") -> tuple[list[int], list[int]]:
     """Token ids of the question, with <bos>, and of the answer, with <eos>."""
-    answer = tokenizer(prompt.target, add_special_tokens=False).input_ids
-    return tokenizer(question(prompt.input)).input_ids, [*answer, tokenizer.eos_token_id]
+    answer = [*tokenizer(prompt.target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    if form == "published":
+        return tokenizer(prompt.input, add_special_tokens=False).input_ids, answer
+    return tokenizer(question(prompt.input)).input_ids, answer
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> Encoded:
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], form: str = "training") -> Encoded:
     """One batch of prompts."""
-    pairs = [tokens(tokenizer, prompt) for prompt in prompts]
+    pairs = [tokens(tokenizer, prompt, form) for prompt in prompts]
     length = max(len(q) + len(a) for q, a in pairs)
     shape = (len(pairs), length)
     ids = torch.full(shape, tokenizer.pad_token_id)
@@ -53,6 +57,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> Enc
     return Encoded(ids, attention, answer)
 
 
-def batches(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int) -> list[Encoded]:
+def batches(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int, form: str = "training") -> list[Encoded]:
     """Batches in the order of the prompts."""
-    return [encode(tokenizer, prompts[i : i + size]) for i in range(0, len(prompts), size)]
+    return [encode(tokenizer, prompts[i : i + size], form) for i in range(0, len(prompts), size)]

@@ -1,9 +1,9 @@
-"""Conditions, measured on a set of prompts: each is a row of a table.
+"""Conditions, measured on a set of prompts: a table with a row per prompt each, and its summary in one row.
 
-A condition is a replacement of some layers' MLPs, or of none (the raw model). Teacher forcing gives the
-cross-entropy of the answers and the activations; greedy generation gives the tool metrics. Two things
-are never computed twice: the layers below a replacement, which are the raw model's, and an answer that
-teacher forcing has already shown to be the greedy one.
+A condition is a replacement of some layers' MLPs, or of none (the raw model). Teacher forcing gives
+cross-entropy, KL and activations; greedy generation gives the tool metrics. Two things are never
+computed twice: the layers below a replacement, which are the raw model's, and an answer that teacher
+forcing has already shown to be the greedy one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,109 +11,156 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import metrics, stats
+from lib.calculator import call
 from lib.encoding import batches, question, tokens
 from lib.generation import generate
-from lib.hooks import logits_under, replaced
+from lib.hooks import MLP, logits_under, replaced
 from lib.models import LanguageModel
-from lib.profiles import Evaluation
+from lib.profiles import Profile
 from lib.prompts import Prompt
 from lib.transcoders import BaseDelta
 
-Condition = Mapping[int, BaseDelta]
+Condition = Mapping[int, MLP]
 """What stands in for the MLP of each layer named."""
 RAW: Condition = {}
 
 
 @dataclass
 class Watched:
-    """A replacement that remembers the mean |activation| of its features at each position of its last pass."""
+    """A replacement that remembers, by position, what its features did in its last pass."""
 
     mlp: BaseDelta
-    means: dict[str, Tensor] = field(default_factory=dict)  # (batch, pos), of `base` and of `delta`
+    seen: dict[str, Tensor] = field(default_factory=dict)  # (batch, pos): mean |activation| and number active
 
     def __call__(self, x: Tensor) -> Tensor:
         f_base, f_delta = self.mlp.encode(x)
-        self.means = {"base": f_base.mean(-1), "delta": f_delta.mean(-1)}
+        for name, f in (("base", f_base), ("delta", f_delta)):
+            self.seen[f"{name}_acts"] = f.mean(-1)
+            self.seen[f"{name}_l0"] = f.sign() @ f.new_ones(f.shape[-1])  # much faster than a sum of booleans
         return self.mlp.decode(f_base, f_delta)
 
 
 def teacher_forced(
+    profile: Profile,
     model: LanguageModel,
     prompts: Sequence[Prompt],
-    settings: Evaluation,
     conditions: Sequence[Condition] = (RAW,),
     progress: str | None = None,
 ) -> list[pd.DataFrame]:
     """For each condition a table with one row per prompt, in the order of the prompts.
 
-    `nats` and `tokens` are of the answer, `nats_all` and `tokens_all` of everything; `exact` tells
-    whether every token of the answer is the likeliest in its place, so that greedy decoding writes it.
-    With replacements also the summed mean |activation| of `base` and `delta` features (of the highest
-    layer replaced), over the `positions` at which they act.
+    - `nats`, `tokens`: cross-entropy of the answer and its number of tokens; `nats_all`, `tokens_all`: of everything;
+    - `kl_question`, `kl_decision`, `kl_body`: KL(raw || replaced) summed over the question, at the first token of the
+      answer (call or copy?), and over the rest of it;
+    - `logit_difference`, at the decision: logit of a call's first token minus that of a copy's;
+    - `exact`: every token of the answer is the likeliest in its place, so that greedy decoding writes it;
+    - where a `BaseDelta` stands in: summed over the `positions` at which it acts, mean |activation| over `base_acts` and
+      `delta_acts`, and active features `base_l0` and `delta_l0` (of the highest layer replaced).
     """
+    protocol, (call_id, *_) = profile.protocol, model.tokenizer(call("1+1"), add_special_tokens=False).input_ids
     order = np.argsort([len(p.input) + len(p.target) for p in prompts])  # prompts of like length pad one another little
-    work = batches(model.tokenizer, [prompts[i] for i in order], settings.tokens_batch)
-    watched = [{layer: Watched(mlp) for layer, mlp in condition.items()} for condition in conditions]
+    by_length = [prompts[i] for i in order]
+    watched = [{i: Watched(mlp) if isinstance(mlp, BaseDelta) else mlp for i, mlp in c.items()} for c in conditions]
     tables: list[list[pd.DataFrame]] = [[] for _ in conditions]
+    work = batches(model.tokenizer, by_length, profile.evaluation.tokens_batch, protocol.ce_format)
     for batch in tqdm(work, desc=progress, disable=progress is None, mininterval=2):
         batch = batch.to(model.hf.device)
-        acts_at = batch.attention.bool() & (batch.ids != model.tokenizer.bos_token_id)
-        for logits, mlps, table in zip(logits_under(model, batch, watched), watched, tables, strict=True):
-            nats = metrics.nats(logits, batch.ids)
-            likeliest = logits[:, :-1].argmax(-1) == batch.ids[:, 1:]
+        is_bos = batch.ids == model.tokenizer.bos_token_id
+        acts_at = batch.attention.bool() & ~is_bos
+        row, decides = torch.arange(len(batch.ids)), batch.answer.int().argmax(1)
+        copy_ids = batch.ids[row, is_bos[:, 0].long()]  # a copy begins as the question does
+        under = logits_under(model, batch, [RAW, *watched], protocol.scope)
+        raw = metrics.log_probs(next(under))
+        for logits, mlps, table in zip(under, watched, tables, strict=True):
+            log_p = metrics.log_probs(logits)
+            nats, kl = metrics.nats(log_p, batch.ids), metrics.kl(raw, log_p)
+            likeliest = log_p.argmax(-1) == batch.ids[:, 1:]
             columns = {
                 "nats": (nats * batch.answer).sum(1),
                 "tokens": batch.answer.sum(1),
                 "nats_all": (nats * batch.attention).sum(1),
-                "tokens_all": batch.attention.sum(1) - 1,  # nothing predicts BOS
+                "tokens_all": batch.attention.sum(1) - 1,  # nothing predicts the first
+                "kl_question": (kl * batch.attention * ~batch.answer).sum(1),
+                "kl_decision": kl[row, decides],
+                "kl_body": (kl * batch.answer).sum(1) - kl[row, decides],
+                "logit_difference": logits[row, decides - 1, call_id] - logits[row, decides - 1, copy_ids],
                 "exact": (likeliest | ~batch.answer[:, 1:]).all(1),
             }
-            if mlps:
-                columns |= {name: (mean * acts_at).sum(1) for name, mean in mlps[max(mlps)].means.items()}
+            if mlps and isinstance(top := mlps[max(mlps)], Watched):
+                columns |= {name: (value * acts_at).sum(1) for name, value in top.seen.items()}
                 columns["positions"] = acts_at.sum(1)
             table.append(pd.DataFrame({name: value.cpu() for name, value in columns.items()}))
     return [pd.concat(table).set_axis(order).sort_index() for table in tables]
 
 
 def generations(
-    model: LanguageModel, prompts: Sequence[Prompt], settings: Evaluation, condition: Condition, exact: Sequence[bool]
+    profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], condition: Condition, exact: Sequence[bool]
 ) -> list[str]:
-    """The greedy answer to each prompt, `settings.margin` tokens longer than the longest target at most.
+    """The greedy answer to each prompt, `evaluation.margin` tokens longer than the longest target at most.
 
     Where `exact` says that it is the target, it is not generated again.
     """
     answers = [tokens(model.tokenizer, p)[1] for p in prompts]
     wrote = model.tokenizer.batch_decode(answers, skip_special_tokens=True)
     asked = [i for i, known in enumerate(exact) if not known]
-    questions, limit = [question(prompts[i].input) for i in asked], max(map(len, answers)) + settings.margin
-    with replaced(model, condition):
-        for i, text in zip(asked, generate(model.hf, model.tokenizer, questions, limit, settings.batch), strict=True):
-            wrote[i] = text
+    limit = max(map(len, answers)) + profile.evaluation.margin
+    with replaced(model, condition, profile.protocol.scope):
+        questions = [question(prompts[i].input) for i in asked]
+        found = generate(model.hf, model.tokenizer, questions, limit, profile.evaluation.batch)
+    for i, text in zip(asked, found, strict=True):
+        wrote[i] = text
     return wrote
 
 
-def evaluate(
+def measure(
+    profile: Profile,
     model: LanguageModel,
     prompts: Sequence[Prompt],
-    settings: Evaluation,
     conditions: Sequence[Condition] = (RAW,),
     progress: str | None = None,
-) -> list[tuple[dict, list[str]]]:
-    """For each condition its row, in the published tables' columns and with intervals, and what was generated."""
-    found = []
-    for condition, forced in zip(conditions, teacher_forced(model, prompts, settings, conditions, progress), strict=True):
-        wrote = generations(model, prompts, settings, condition, forced.exact)
-        estimates = {"mean_ce": stats.ratio(forced.nats, forced.tokens)}
-        estimates |= metrics.rates(metrics.outcomes([p.target for p in prompts], wrote))
-        for name in ("base", "delta"):
-            estimates[f"mean_abs_{name}_acts"] = stats.ratio(forced[name], forced.positions) if condition else stats.NOTHING
-        row = {column: value for name, e in estimates.items() for column, value in e.columns(name).items()}
-        found.append((row | {"n_examples": len(prompts), "n_tokens": int(np.sum(forced.tokens))}, wrote))
-    return found
+) -> list[pd.DataFrame]:
+    """`teacher_forced`, and with it each prompt's `generation` and its outcomes (`metrics.outcomes`)."""
+    # what teacher forcing says of greedy decoding holds where both run on the same text and replacement
+    alike = profile.protocol.scope == "all" and profile.protocol.ce_format == "training"
+    tables = teacher_forced(profile, model, prompts, conditions, progress)
+    for condition, table in zip(conditions, tables, strict=True):
+        table["generation"] = generations(profile, model, prompts, condition, table.exact & alike)
+        outcomes = metrics.outcomes([p.target for p in prompts], table.generation)
+        table[list(outcomes)] = outcomes
+    return tables
+
+
+def rescored(
+    profile: Profile,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    tables: list[pd.DataFrame],
+) -> list[pd.DataFrame]:
+    """Tables of `measure` with teacher forcing in the profile's format, and the generations that they have."""
+    kept = ["generation", *metrics.OUTCOMES]
+    forced = teacher_forced(profile, model, prompts, conditions)
+    return [new.join(old[kept]) for new, old in zip(forced, tables, strict=True)]
+
+
+def summary(table: pd.DataFrame) -> dict[str, float]:
+    """The row of a condition, in the published tables' columns where they have one, each with its interval."""
+    means = {"mean_ce": ("nats", "tokens")}
+    means |= {f"mean_abs_{name}_acts": (f"{name}_acts", "positions") for name in ("base", "delta")}
+    means |= {f"{name}_l0": (f"{name}_l0", "positions") for name in ("base", "delta")}
+    found = {
+        name: stats.ratio(table[total], table[count]) if total in table else stats.NOTHING
+        for name, (total, count) in means.items()
+    }
+    found |= {name: stats.mean(table[name]) for name in ("kl_question", "kl_decision", "kl_body", "logit_difference")}
+    found |= metrics.rates(table[list(metrics.OUTCOMES)])
+    columns = {column: value for name, e in found.items() for column, value in e.columns(name).items()}
+    return columns | {"n_examples": len(table), "n_tokens": int(table.tokens.sum())}
 
 
 def records(condition: str, prompts: Sequence[Prompt], wrote: Sequence[str], **more) -> list[dict]:

@@ -76,6 +76,8 @@ def finetune(
             label_names=["labels"],
             report_to="none",
             disable_tqdm=False,
+            bf16=settings.precision == "bfloat16",
+            use_cpu=not torch.cuda.is_available(),
             seed=seed,
         ),
         data_collator=lambda prompts: collate(tokenizer, prompts),

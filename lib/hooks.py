@@ -2,7 +2,8 @@
 
 Each acts at every position and in every forward pass inside the block: prompts, cached decoding and
 left-padded batches alike. The only exception is a BOS token, recognised by its id and not by its
-position: transcoders are not trained on it, so it keeps the dense MLP's output.
+position: transcoders are not trained on it, so it keeps the dense MLP's output. (`scope="prompt"`
+makes one more, to repeat the published study.)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +35,13 @@ def capture(model: LanguageModel, names: list[str]) -> Iterator[dict[str, Tensor
 
 
 @contextmanager
-def replaced(model: LanguageModel, mlps: Mapping[int, MLP]) -> Iterator[None]:
-    """Inside the block the MLP of each given layer is the given function of the site's input, in float32."""
+def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all") -> Iterator[None]:
+    """Inside the block the MLP of each given layer is the given function of the site's input, in float32.
+
+    With `scope="prompt"` position 0 of every forward pass keeps the dense MLP too, and so, with a
+    key-value cache, does every generated token (`lib.profiles.Protocol`).
+    """
+    scale = model.site.scale(model.d_model)
     seen: dict[int | str, Tensor] = {}
 
     def remember(key):
@@ -46,8 +52,10 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP]) -> Iterator[None]:
 
     def write(layer: int, mlp: MLP):
         def hook(tensor, hook):
-            is_bos = (seen["ids"] == model.tokenizer.bos_token_id)[..., None]  # (batch, pos, 1)
-            return tensor.where(is_bos, mlp(seen.pop(layer).float()).to(tensor.dtype))
+            dense = seen["ids"] == model.tokenizer.bos_token_id  # (batch, pos)
+            if scope == "prompt":
+                dense[:, 0] = True
+            return tensor.where(dense[..., None], (mlp(seen.pop(layer).float() / scale) * scale).to(tensor.dtype))
 
         return hook
 
@@ -83,7 +91,7 @@ def resumed(model: LanguageModel, layer: int, stream: Float[Tensor, "batch pos d
 
 @torch.no_grad()
 def logits_under(
-    model: LanguageModel, batch: Encoded, conditions: Sequence[Mapping[int, MLP]]
+    model: LanguageModel, batch: Encoded, conditions: Sequence[Mapping[int, MLP]], scope: str = "all"
 ) -> Iterator[Float[Tensor, "batch pos vocab"]]:
     """The logits of a batch with each set of MLPs in place, one after another; `{}` is the model as it is.
 
@@ -99,7 +107,7 @@ def logits_under(
         raw = forward()
     for mlps in conditions:
         if mlps:
-            with resumed(model, min(mlps), streams[f"blocks.{min(mlps)}.hook_in"]), replaced(model, mlps):
+            with resumed(model, min(mlps), streams[f"blocks.{min(mlps)}.hook_in"]), replaced(model, mlps, scope):
                 yield forward()
         else:
             yield raw

@@ -14,6 +14,7 @@ from lib import calculator
 from lib.stats import Estimate, rate, ratio
 
 TOOL_RATES = ("tool_call_rate", "valid_tool_format_rate", "parsed_rate", "math_correct_rate")
+OUTCOMES = (*TOOL_RATES, "exact_match_rate")
 
 
 # --- reconstruction ---
@@ -42,13 +43,23 @@ def reconstruction(
     }
 
 
-# --- cross-entropy ---
+# --- the next token ---
 
 
-def nats(logits: Float[Tensor, "batch pos vocab"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+def log_probs(logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch pos-1 vocab"]:
+    """Log-probabilities of each next token, in nats; the last position, which predicts nothing given, left out."""
+    return logits[:, :-1].float().log_softmax(-1)
+
+
+def nats(log_p: Float[Tensor, "batch pos-1 vocab"], ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
     """Cross-entropy of each token given those before it; 0 for the first, which nothing predicts."""
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return torch.nn.functional.pad(loss.view(len(ids), -1), (1, 0))
+    loss = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
+    return torch.nn.functional.pad(loss, (1, 0))
+
+
+def kl(log_p: Float[Tensor, "batch pos-1 vocab"], log_q: Float[Tensor, "batch pos-1 vocab"]) -> Float[Tensor, "batch pos"]:
+    """KL(p || q) of the prediction of each token, in nats: p the model as it is, q the replaced one; 0 for the first."""
+    return torch.nn.functional.pad((log_p.exp() * (log_p - log_q)).sum(-1), (1, 0))
 
 
 # --- the tool ---

@@ -1,6 +1,6 @@
 """Loading a model and its tokenizer, and putting transformer-lens hooks on that very model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,10 @@ class LanguageModel:
     def d_model(self) -> int:
         return self.hf.config.hidden_size
 
+    def at(self, site: str) -> "LanguageModel":
+        """The same model, with transcoders reading and writing under another convention."""
+        return replace(self, site=site_for(self.hf.config.model_type, site))
+
 
 def load_hf(source: str | Path, dtype: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, and its tokenizer, from a folder or the hub.
@@ -66,11 +70,11 @@ def check_weights(folder: Path) -> None:
             raise ValueError(f"{file}: damaged or truncated ({error}); make or download it again") from None
 
 
-def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, convention: str) -> LanguageModel:
+def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, site: str) -> LanguageModel:
     """Put hook points on a loaded model. From now on it is run through the bridge's modules."""
     bridge = TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=hf, tokenizer=tokenizer)
     # booting sets the tokenizer's padding side and BOS for its own use; ours are explicit at each call
-    return LanguageModel(hf, tokenizer, bridge, site_for(hf.config.model_type, convention))
+    return LanguageModel(hf, tokenizer, bridge, site_for(hf.config.model_type, site))
 
 
 def load(profile: Profile, folder: Path | None = None) -> LanguageModel:
@@ -80,7 +84,7 @@ def load(profile: Profile, folder: Path | None = None) -> LanguageModel:
     else:
         source, revision = folder, None
     hf, tokenizer = load_hf(source, profile.model.dtype, revision)
-    return bridged(hf, tokenizer, profile.transcoders.convention)
+    return bridged(hf, tokenizer, profile.protocol.site)
 
 
 def layers_of(profile: Profile, n_layers: int) -> list[int]:

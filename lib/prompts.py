@@ -235,6 +235,12 @@ def read_jsonl(path: Path | str) -> list[Prompt]:
     return prompts
 
 
+def by_subset(prompts: Iterable[Prompt], n: int | None = None) -> dict[str, list[Prompt]]:
+    """The prompts of each of `SUBSETS`, the first `n` of each where `n` is given."""
+    prompts = list(prompts)
+    return {subset: [p for p in prompts if p.subset == subset][:n] for subset in SUBSETS.values()}
+
+
 def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]:
     """The objects of a JSONL file, each with its place (`file:line`); blank lines are skipped.
 

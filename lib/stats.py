@@ -1,9 +1,15 @@
-"""Intervals: Wilson for rates, bootstrap over prompts for everything that is a ratio of sums."""
+"""Intervals and tests, all over prompts: Wilson for rates, bootstrap for ratios of sums, sign flips for pairs, Holm.
 
+Two conditions are always compared prompt by prompt. Seeds are another matter: `over_seeds`.
+"""
+
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import permutation_test, t
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 1000
@@ -49,13 +55,58 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, seed: int = 0) -> Estima
     n = len(numerator)
     if not n or not denominator.sum():
         return NOTHING
-    # multinomial weights are the resampled counts of each prompt: (resample, prompt)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    weights = _resampled(n, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = np.nanpercentile((weights @ numerator) / (weights @ denominator), [2.5, 97.5])
     return Estimate(numerator.sum() / denominator.sum(), low, high, n)
 
 
+@functools.lru_cache(maxsize=8)
+def _resampled(n: int, seed: int) -> np.ndarray:
+    """How often each of n prompts is drawn in each resample: (resample, prompt)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
+
+
 def mean(values: ArrayLike, seed: int = 0) -> Estimate:
     """The mean, with a 95% percentile-bootstrap interval."""
     return ratio(values, np.ones(len(np.asarray(values))), seed)
+
+
+def difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Estimate:
+    """The mean of a - b over paired prompts, with a 95% percentile-bootstrap interval."""
+    return mean(np.asarray(a, float) - np.asarray(b, float), seed)
+
+
+def gap_closed(base: ArrayLike, full: ArrayLike, raw: ArrayLike, seed: int = 0) -> Estimate:
+    """(base - full) / (base - raw): how much of what the base loses the delta wins back; 1 is all of it.
+
+    Missing where the base loses nothing for certain (the interval of base - raw holds 0): then there is
+    no gap to close.
+    """
+    base, full, raw = (np.asarray(values, float) for values in (base, full, raw))
+    gap = difference(base, raw, seed)
+    return NOTHING if not gap.low * gap.high > 0 else ratio(base - full, base - raw, seed)
+
+
+def paired_p(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
+    """Two-sided p of no difference between paired values: the signs of the differences flipped at random."""
+    d = np.asarray(a, float) - np.asarray(b, float)
+    if not d.any():
+        return 1.0
+    return permutation_test(
+        (d,), lambda x, axis: x.mean(axis), permutation_type="samples", vectorized=True, n_resamples=9999, batch=500,
+        rng=np.random.default_rng(seed),
+    ).pvalue  # fmt: skip
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """p-values adjusted for their being a family (Holm 1979): below 0.05 means a false claim in at most 5% of families."""
+    return multipletests(np.asarray(p_values, float), method="holm")[1]
+
+
+def over_seeds(values: ArrayLike) -> Estimate:
+    """The mean over seeds and its 95% t interval; n is the number of seeds."""
+    values = np.asarray(values, float)
+    n = len(values)
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    return Estimate(values.mean(), values.mean() - half, values.mean() + half, n)

@@ -34,17 +34,20 @@ def train(
     validation: Batch,
     settings: Training,
     l0: Float[Tensor, "*n"] | None = None,
+    frozen: tuple[str, ...] = (),
     progress: str = "training",
 ) -> pd.DataFrame:
     """Train `stack` in place; each member ends with its best parameters by validation loss.
 
+    Parameters named in `frozen` keep what they began with, up to the scale of the targets.
     Returns the learning curves, one row per check and member: `step`, `member` (its index in the
     flattened leading dimensions), `loss` (mean squared error on the batch), `fvu` and `l0` on the
     validation tokens.
     """
-    optimizer = torch.optim.Adam(
-        [stack.W_enc, stack.b_enc, stack.W_dec, stack.b_dec], lr=settings.lr, betas=tuple(settings.betas), fused=True
-    )
+    for name, parameter in stack.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    learning = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learning, lr=settings.lr, betas=tuple(settings.betas), fused=True)
     silent = torch.zeros_like(stack.b_enc)  # tokens since a feature was last active
     best = {name: value.clone() for name, value in stack.state_dict().items()}
     best_fvu = stack.b_enc.new_full(stack.b_enc.shape[:-1], torch.inf)
@@ -73,7 +76,8 @@ def train(
             # tokens at which each feature is active; as a matrix product, many times faster than a sum of booleans
             active = (f.new_ones(1, f.shape[-2]) @ f.detach().sign()).squeeze(-2).float()
             silent = (silent + x.shape[-2]).masked_fill(active > 0, 0)
-            stack.b_enc.add_(2 * settings.lr * (silent > SILENCE))
+            if "b_enc" not in frozen:
+                stack.b_enc.add_(2 * settings.lr * (silent > SILENCE))
             if l0 is not None:
                 excess = (active.sum(-1) / x.shape[-2] / l0).clamp(0.1, 10).log()[..., None]
                 stack.threshold.mul_((0.05 * excess).exp()).clamp_(min=FLOOR)

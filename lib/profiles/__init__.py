@@ -40,11 +40,22 @@ class Transcoders(_Table):
     revision: str | None = None
     width: str
     """The `width_...` folder, such as `16k`."""
-    convention: Literal["gemma-scope"] = "gemma-scope"
     percentiles: Annotated[list[Share], Field(min_length=1)]
     """Which of the L0 levels on offer, by rank: 0 the sparsest, 1 the densest."""
     layers: Annotated[list[Layer], Field(min_length=1)] | None = None
     """All layers where it is left out."""
+
+
+class Protocol(_Table):
+    """How a replacement is measured. The first value of each is right, the other is what the published study did."""
+
+    site: Literal["gemma-scope", "published"] = "gemma-scope"
+    """Where transcoders read and write; see `lib.sites`."""
+    scope: Literal["all", "prompt"] = "all"
+    """Whether generated tokens run on the replacement too. `prompt` restores position 0 of every forward
+    pass, meant for BOS; with a key-value cache every generated token is at position 0."""
+    ce_format: Literal["training", "published"] = "training"
+    """The text of teacher forcing: as in training, or without BOS and the newline before the answer."""
 
 
 class Prompts(_Table):
@@ -72,6 +83,8 @@ class Finetune(_Table):
     """Prompts a step."""
     micro_batch: PositiveInt
     """Prompts a forward pass; gradients are accumulated up to `batch`."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products in training."""
 
 
 class Training(_Table):
@@ -167,6 +180,7 @@ class Profile(_Table):
     finetune: Finetune
     deltas: Deltas
     evaluation: Evaluation
+    protocol: Protocol = Protocol()
     seed: int = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""

@@ -30,7 +30,7 @@ def test_question_and_answer_are_joined_as_they_are_generated(tiny, prompts):
 @torch.no_grad()
 def test_cross_entropy_of_the_answer_one_by_one(tiny, plain, smoke, prompts):
     """Batched and padded, against plain transformers on each prompt alone."""
-    [forced] = evaluation.teacher_forced(tiny, prompts, smoke.evaluation)
+    [forced] = evaluation.teacher_forced(smoke, tiny, prompts)
     for i, p in enumerate(prompts):
         q, a = tokens(tiny.tokenizer, p)
         ids = torch.tensor([q + a])
@@ -44,12 +44,13 @@ def test_activations_are_means_over_features_without_bos(tiny, smoke, prompts, p
     from lib import activations
     from lib.encoding import encode
 
-    [forced] = evaluation.teacher_forced(tiny, prompts, smoke.evaluation, [{1: pair}])
+    [forced] = evaluation.teacher_forced(smoke, tiny, prompts, [{1: pair}])
     held = activations.collect(tiny, [1], [encode(tiny.tokenizer, prompts)])
     assert forced.positions.sum() == len(held.prompt)
     for name, part in (("base", pair.base), ("delta", pair.delta)):
-        wanted = part.encode(held.x[0]).mean(-1).sum().item()
-        assert forced[name].sum() == pytest.approx(wanted, rel=1e-4)
+        f = part.encode(held.x[0])
+        assert forced[f"{name}_acts"].sum() == pytest.approx(f.mean(-1).sum().item(), rel=1e-4)
+        assert forced[f"{name}_l0"].sum() == pytest.approx((f > 0).sum().item())
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def test_conditions_share_what_lies_below_and_nothing_else(tiny, smoke, prompts,
     """Many conditions at once, from the shared lower layers, against each alone in a full forward pass."""
     half = BaseDelta(pair.base, pair.delta, 0.5)
     conditions = [{1: half}, {}, {0: pair}, {0: half, 1: pair}, {1: pair}]
-    together = evaluation.teacher_forced(tiny, prompts, smoke.evaluation, conditions)
+    together = evaluation.teacher_forced(smoke, tiny, prompts, conditions)
     for condition, forced in zip(conditions, together, strict=True):
         batch = encode(tiny.tokenizer, prompts)
         with replaced(tiny, condition):
@@ -68,6 +69,39 @@ def test_conditions_share_what_lies_below_and_nothing_else(tiny, smoke, prompts,
     assert len({round(forced.nats.sum(), 3) for forced in together}) == len(conditions)
 
 
+@torch.no_grad()
+def test_kl_and_logit_difference_one_by_one(tiny, plain, smoke, prompts, pair):
+    """Batched and split, against torch's own KL on each prompt alone."""
+    [forced] = evaluation.teacher_forced(smoke, tiny, prompts, [{1: pair}])
+    call_id = tiny.tokenizer("<tool_call>", add_special_tokens=False).input_ids[0]
+    for row, p in zip(forced.itertuples(), prompts, strict=True):
+        q, a = tokens(tiny.tokenizer, p)
+        ids = torch.tensor([q + a])
+        before = plain(ids).logits[0].log_softmax(-1)
+        with replaced(tiny, {1: pair}):
+            logits = tiny.hf(ids).logits[0]
+        kl = torch.nn.functional.kl_div(logits.log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
+        first = len(q) - 1  # the position that predicts the answer's first token
+        assert row.kl_question == pytest.approx(kl[:first].sum().item(), rel=1e-3)
+        assert row.kl_decision == pytest.approx(kl[first].item(), rel=1e-3)
+        assert row.kl_body == pytest.approx(kl[first + 1 : -1].sum().item(), rel=1e-3)
+        copy_id = tiny.tokenizer(p.input, add_special_tokens=False).input_ids[0]
+        assert row.logit_difference == pytest.approx((logits[first, call_id] - logits[first, copy_id]).item(), rel=1e-3)
+    [raw] = evaluation.teacher_forced(smoke, tiny, prompts)
+    assert raw[["kl_question", "kl_decision", "kl_body"]].abs().max().max() < 1e-5
+
+
+@torch.no_grad()
+def test_the_published_format_has_neither_bos_nor_newline(tiny, plain, smoke, prompts):
+    published = smoke.model_copy(update={"protocol": profiles.Protocol(ce_format="published")})
+    [forced] = evaluation.teacher_forced(published, tiny, prompts)
+    for row, p in zip(forced.itertuples(), prompts, strict=True):
+        q, a = (tiny.tokenizer(text, add_special_tokens=False).input_ids for text in (p.input, p.target))
+        ids = torch.tensor([[*q, *a, tiny.tokenizer.eos_token_id]])
+        loss = plain(ids, labels=ids.masked_fill(torch.arange(ids.shape[1]) < len(q), -100)).loss
+        assert row.nats / row.tokens == pytest.approx(loss.item(), rel=1e-4) and row.tokens == len(a) + 1
+
+
 def test_an_exact_answer_is_what_would_be_generated():
     """On `nano`, which answers some prompts to the letter and others not, most so with the sparsest base in place."""
     nano = profiles.load("nano")
@@ -75,16 +109,19 @@ def test_an_exact_answer_is_what_would_be_generated():
     asked = generate("negative", 40, "test", 0) + generate("positive", 10, "test", 0)
     base, _ = load_base(nano, model, 0, 0.0)
     conditions = [evaluation.RAW, {0: BaseDelta(base, Transcoder.initialised((), model.d_model, 4, 0), 0.1)}]
-    for condition, forced in zip(conditions, evaluation.teacher_forced(model, asked, nano.evaluation, conditions), strict=True):
-        in_full = evaluation.generations(model, asked, nano.evaluation, condition, [False] * len(asked))
+    for condition, forced in zip(conditions, evaluation.teacher_forced(nano, model, asked, conditions), strict=True):
+        in_full = evaluation.generations(nano, model, asked, condition, [False] * len(asked))
         assert forced.exact.tolist() == [text == p.target for text, p in zip(in_full, asked, strict=True)]
         assert 0 < forced.exact.sum() < len(asked)
-        assert evaluation.generations(model, asked, nano.evaluation, condition, forced.exact) == in_full
+        assert evaluation.generations(nano, model, asked, condition, forced.exact) == in_full
 
 
 def test_a_row_has_published_columns_intervals_and_n(tiny, smoke, prompts, pair):
-    [(row, wrote)] = evaluation.evaluate(tiny, prompts, smoke.evaluation, [{0: pair}])
+    [found] = evaluation.measure(smoke, tiny, prompts, [{0: pair}])
+    row = evaluation.summary(found)
     published = "mean_ce tool_call_rate valid_tool_format_rate math_correct_rate mean_abs_base_acts mean_abs_delta_acts".split()
     assert set(published) | {f"{c}_{end}" for c in published for end in ("low", "high")} <= set(row)
-    assert row["n_examples"] == len(wrote) == 5 and row["n_tokens"] == sum(len(tokens(tiny.tokenizer, p)[1]) for p in prompts)
+    assert row["n_examples"] == len(found.generation) == 5 and row["n_tokens"] == sum(
+        len(tokens(tiny.tokenizer, p)[1]) for p in prompts
+    )
     assert all(row[f"{c}_low"] <= row[c] <= row[f"{c}_high"] for c in published)

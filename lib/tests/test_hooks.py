@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib import models
+from lib import activations, models
 from lib.encoding import encode
 from lib.generation import generate
 from lib.hooks import capture, replaced
@@ -46,6 +46,39 @@ def test_the_site_is_what_a_hand_computation_says(tiny, plain, batch, layer):
     assert torch.allclose(cache[write].double(), y, atol=1e-4)
     # and the residual stream before the norm is not it
     assert not torch.allclose(resid["mid"].double(), x, atol=0.1)
+
+
+@torch.no_grad()
+def test_the_published_site_is_the_stream_before_the_norm_over_root_d(tiny, plain, batch):
+    with capture(tiny, ["blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"]) as cache:
+        tiny.hf(batch.ids, attention_mask=batch.attention)
+    held = activations.collect(tiny.at("published"), [1], [batch])
+    keep = batch.attention.bool() & (batch.ids != tiny.tokenizer.bos_token_id)
+    assert torch.allclose(held.x[0] * tiny.d_model**0.5, cache["blocks.1.hook_resid_mid"][keep], atol=1e-5)
+    assert torch.allclose(held.y[0] * tiny.d_model**0.5, cache["blocks.1.hook_mlp_out"][keep], atol=1e-5)
+    # a replacement there gets its input over root d, and its output is taken times root d
+    matrix = torch.randn(tiny.d_model, tiny.d_model, generator=torch.Generator().manual_seed(0)) / 6
+    with replaced(tiny.at("published"), {1: lambda x: x @ matrix}), capture(tiny, ["blocks.1.hook_resid_post"]) as out:
+        tiny.hf(batch.ids, attention_mask=batch.attention)
+    wanted = cache["blocks.1.hook_resid_mid"] + cache["blocks.1.hook_resid_mid"] @ matrix
+    assert torch.allclose(out["blocks.1.hook_resid_post"][keep], wanted[keep], atol=1e-4)
+
+
+@torch.no_grad()
+def test_scope_prompt_leaves_generated_tokens_alone(tiny, plain):
+    """The published mistake, by hand: a replaced pass over the prompt, then the untouched model on its cache."""
+    ids = tiny.tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    mlp = {0: lambda x: -3 * x, 1: lambda x: 2 * x}
+    with replaced(tiny, mlp, "prompt"):
+        found = tiny.hf.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=-1)[0, ids.shape[1] :]
+    with replaced(tiny, mlp):
+        out = tiny.hf(ids, use_cache=True)
+        everywhere = tiny.hf.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=-1)[0, ids.shape[1] :]
+    wanted = []
+    for _ in range(12):
+        wanted.append(out.logits[0, -1].argmax().item())
+        out = tiny.hf(torch.tensor([wanted[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+    assert found.tolist() == wanted and everywhere.tolist() != wanted
 
 
 def own_mlp(plain, layer):

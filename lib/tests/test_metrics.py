@@ -1,3 +1,5 @@
+import math
+
 import pandas as pd
 import pytest
 import torch
@@ -30,8 +32,15 @@ def test_nats_are_those_of_transformers(plain, tiny):
     labels = ids.input_ids.masked_fill(ids.attention_mask == 0, -100)
     with torch.no_grad():
         out = plain(**ids, labels=labels)
-    nats = metrics.nats(out.logits, ids.input_ids) * ids.attention_mask
+    nats = metrics.nats(metrics.log_probs(out.logits), ids.input_ids) * ids.attention_mask
     assert (nats.sum() / (ids.attention_mask.sum(1) - 1).sum()).item() == pytest.approx(out.loss.item(), rel=1e-5)
+
+
+def test_kl_by_hand():
+    """KL((1/2, 1/2) || (1/4, 3/4)) = ln(2)/2 + ln(2/3)/2."""
+    p, q = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
+    assert metrics.kl(p, q)[0].tolist() == pytest.approx([0, 0.5 * math.log(2) + 0.5 * math.log(2 / 3)])
+    assert metrics.kl(p, p)[0].tolist() == [0, 0]
 
 
 def test_outcomes():

@@ -41,7 +41,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 def test_an_unknown_architecture_has_no_site():
     from lib.sites import site_for
 
-    with pytest.raises(ValueError, match="no site for 'gpt2' by 'gemma-scope'; known: gemma2 by gemma-scope"):
+    with pytest.raises(ValueError, match="no site 'gemma-scope' for 'gpt2'; known: gemma-scope of gemma2"):
         site_for("gpt2", "gemma-scope")
 
 

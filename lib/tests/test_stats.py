@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib.stats import mean, rate, ratio
+from lib.stats import difference, gap_closed, holm, mean, over_seeds, paired_p, rate, ratio
 
 
 def test_wilson_by_hand():
@@ -34,3 +34,36 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
 def test_mean_of_a_constant_has_no_width():
     estimate = mean([2.0] * 10)
     assert (estimate.value, estimate.low, estimate.high, estimate.n) == (2, 2, 2, 10)
+
+
+def test_gap_closed_by_hand():
+    base, full, raw = [4.0, 6.0] * 20, [2.0, 3.0] * 20, [1.0, 1.0] * 20
+    assert gap_closed(base, full, raw).value == pytest.approx((5 - 2.5) / (5 - 1))
+    assert np.isnan(gap_closed(raw, full, raw).value), "where the base loses nothing there is no gap"
+
+
+def test_differences_are_paired():
+    a = np.arange(50.0)
+    assert (difference(a + 1, a).low, difference(a + 1, a).high) == (1, 1)
+    assert paired_p(a + 1, a) < 0.001 and paired_p(a, a) == 1
+
+
+def test_sign_flips_by_hand():
+    """Four differences of one sign: the two extreme of 16 sign patterns, p = 2/16."""
+    assert paired_p([1, 2, 3, 4], [0, 0, 0, 0]) == pytest.approx(2 / 16)
+
+
+def test_sign_flips_err_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    p = np.array([paired_p(rng.normal(size=30), rng.normal(size=30)) for _ in range(100)])
+    assert (p < 0.05).mean() <= 0.12 and 0.3 < p.mean() < 0.7
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_spread_over_seeds_by_hand():
+    """n = 4, standard deviation 2: half-width 3.1824 * 2 / 2."""
+    estimate = over_seeds([10 - 3**0.5, 10 + 3**0.5, 10 - 3**0.5, 10 + 3**0.5])
+    assert estimate.value == 10 and estimate.high - 10 == pytest.approx(3.1824, abs=1e-4) and estimate.n == 4

@@ -1,0 +1,150 @@
+"""The published study's two experiments, under whatever protocol the profile and the model's site name.
+
+Experiment 1 asks how near a replacement is to the MLP and what it costs in cross-entropy; experiment 2
+what it does to behaviour. Tables have the published columns, n and intervals.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from lib import activations, deltas, encoding, evaluation, metrics, stats
+from lib.models import LanguageModel
+from lib.profiles import Profile
+from lib.prompts import Prompt, write_jsonl
+from lib.transcoders import BaseDelta
+
+PARTS = {"": "all tokens", "_question": "tool questions", "_answer": "tool answers", "_copy": "copies"}
+"""What cross-entropy is told apart by in experiment 1: the end of a column's name, and what it means."""
+
+
+def widest(profile: Profile) -> tuple[int, float]:
+    """The largest d_new and the middle percentile, with which experiment 2 is done."""
+    percentiles = profile.transcoders.percentiles
+    return max(profile.deltas.d_new), percentiles[len(percentiles) // 2]
+
+
+@torch.no_grad()
+def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], layers: Sequence[int]) -> pd.DataFrame:
+    """One row for each layer, d_new and percentile: base only and base + delta in the place of one MLP.
+
+    `<name>_mean_cos`, `<name>_mean_l2` and `<name>_fvu` as in `metrics.reconstruction`, for `base` and
+    `full`, on all tokens but BOS; `ce*` the cross-entropy with it in place and `dce*` its rise over the
+    untouched model, by `PARTS`.
+    """
+    form = profile.protocol.ce_format
+    batches = encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch, form)
+    seen = activations.collect(model, layers, batches)
+    rows = []
+    for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
+        percentiles, widths = profile.transcoders.percentiles, profile.deltas.d_new
+        pairs = {(q, d): deltas.load_pair(profile, model, layer, d, q) for q in percentiles for d in widths}
+        alone = {(q, None): replace(pairs[q, widths[0]], alpha=0.0) for q in percentiles}
+        conditions = {"raw": evaluation.RAW} | {key: {layer: mlp} for key, mlp in (alone | pairs).items()}
+        measured = evaluation.teacher_forced(profile, model, prompts, list(conditions.values()))
+        cost = {key: _scored(table, prompts) for key, table in zip(conditions, measured, strict=True)}
+        x, y = seen.x[i], seen.y[i]
+        for q in percentiles:
+            base = alone[q, None].base(x)
+            columns = _cost("raw", cost["raw"], None)
+            columns |= _nearness("base", base, y, seen.prompt) | _cost("base", cost[q, None], cost["raw"])
+            for d in widths:
+                full = _nearness("full", base + pairs[q, d].delta(x), y, seen.prompt)
+                full |= _cost("full", cost[q, d], cost["raw"])
+                rows.append({"layer": layer, "d_new": d, "percentile": q, **columns, **full, "n": len(prompts)})
+    return pd.DataFrame(rows)
+
+
+def _nearness(name: str, y_hat: torch.Tensor, y: torch.Tensor, prompt: torch.Tensor) -> dict[str, float]:
+    """The columns of one reconstruction: the published ones, FVU, and intervals."""
+    found = metrics.reconstruction(y_hat, y, prompt)
+    estimates = {f"{name}_mean_cos": found["cos"], f"{name}_mean_l2": found["l2"], f"{name}_fvu": found["fvu"]}
+    columns = {column: value for key, e in estimates.items() for column, value in e.columns(key).items()}
+    moments = {"orig_mean": y.mean(), "orig_std": y.std(), "rec_mean": y_hat.mean(), "rec_std": y_hat.std()}
+    return columns | {f"{name}_{key}": value.item() for key, value in moments.items()} | {f"n_tokens_{name}": len(y)}
+
+
+def _scored(table: pd.DataFrame, prompts: Sequence[Prompt]) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """Summed nats and number of tokens of each prompt, by `PARTS`."""
+    is_tool = np.array([p.subset == "tool" for p in prompts])
+    everything, answer = (table.nats_all, table.tokens_all), (table.nats, table.tokens)
+    question = table.nats_all - table.nats, table.tokens_all - table.tokens
+    parts = {
+        "": (everything, True),
+        "_question": (question, is_tool),
+        "_answer": (answer, is_tool),
+        "_copy": (everything, ~is_tool),
+    }
+    return {part: (nats * where, tokens * where) for part, ((nats, tokens), where) in parts.items()}
+
+
+def _cost(name: str, scored: dict, raw: dict | None) -> dict[str, float]:
+    """Cross-entropy by part and, where there is a raw model to compare with, its rise."""
+    columns = {}
+    for part, (nats, tokens) in scored.items():
+        columns |= stats.ratio(nats, tokens).columns(f"ce{part}_{name}")
+        if raw:
+            columns |= stats.ratio(nats - raw[part][0], tokens).columns(f"dce{part}_{name}")
+    return columns
+
+
+def exp2(
+    profile: Profile,
+    model: LanguageModel,
+    prompts: Mapping[str, Sequence[Prompt]],
+    extents: Mapping[int | str, Mapping[int, BaseDelta]],
+    doses: Mapping[str, float | None],
+    keep: Path | None = None,
+    formats: Sequence[str] = ("training",),
+) -> pd.DataFrame:
+    """One row for each format of scoring, extent, subset and dose, in the published columns (`evaluation.summary`).
+
+    `prompts` are by subset; an extent is what is replaced together, under its name in the column `layer`;
+    a dose is a condition's name and its alpha, None for the raw model. Generations go to the folder `keep`.
+    """
+    d_new, percentile = widest(profile)
+    cells = [(where, name, alpha) for where in extents for name, alpha in doses.items() if alpha is not None]
+    turned = [{i: replace(mlp, alpha=alpha) for i, mlp in extents[where].items()} for where, _, alpha in cells]
+    raws = [(where, name, None) for where in extents for name, alpha in doses.items() if alpha is None]
+    rows = []
+    conditions = [evaluation.RAW, *turned]
+    for subset, asked in prompts.items():
+        tables = None
+        for form in formats:
+            protocol = profile.protocol.model_copy(update={"ce_format": form})
+            under = profile.model_copy(update={"protocol": protocol})
+            if tables is None:
+                tables = evaluation.measure(under, model, asked, conditions, progress=subset)
+            else:
+                tables = evaluation.rescored(under, model, asked, conditions, tables)
+            for (where, name, alpha), table in zip([*raws, *cells], [*tables[:1] * len(raws), *tables[1:]], strict=True):
+                row = {"layer": where, "subset": subset, "condition": name, "d_new": d_new, "percentile": percentile}
+                rows.append(row | {"alpha": alpha, "ce_format": form, **evaluation.summary(table)})
+                if keep:
+                    file = keep / f"{subset}_layer_{where}_{name}.jsonl"
+                    write_jsonl(evaluation.records(name, asked, table.generation), file)
+    return pd.DataFrame(rows)
+
+
+def pairs(profile: Profile, model: LanguageModel, layers: Sequence[int]) -> dict[int, BaseDelta]:
+    """base + delta of every layer, the widest at the middle percentile."""
+    return {layer: deltas.load_pair(profile, model, layer, *widest(profile)) for layer in layers}
+
+
+def one_by_one(pairs: Mapping[int, BaseDelta]) -> dict[int, dict[int, BaseDelta]]:
+    """Extents of a single layer each."""
+    return {layer: {layer: pair} for layer, pair in pairs.items()}
+
+
+AT_ENDS = {"raw": None, "no_delta": 0.0, "full": 1.0}
+"""The doses of experiment 2A."""
+
+
+def dial(alphas: Sequence[float]) -> dict[str, float | None]:
+    """The doses of experiment 2B."""
+    return {"raw": None} | {f"alpha_{alpha:.2f}": alpha for alpha in alphas}

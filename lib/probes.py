@@ -1,0 +1,293 @@
+"""Prompts that tell the use of a tool from the matching of templates, in named kinds.
+
+Three ways to ask. Does the call come where finetuning never went, in words or in numbers (`ood`)? Does it
+stay away where digits and signs stand in a sentence that requests nothing (`hard_negative`)? And what
+changes when two prompts differ in one thing only (`pairs`)?
+
+Finetuning saw the phrasings of `lib.prompts`, one operator and whole numbers of one to three digits. No pair
+of numbers joined by an operator here was among its pairs: they belong to the test split. No sentence was
+among its sentences. Unseen means unseen by finetuning: the corpus of `nano` has decimals, two operators and
+numbers as words, in sums to be restated. The first n prompts are the same however many are asked for.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from itertools import pairwise
+
+from lib.calculator import call, value_of
+from lib.nano.corpus import number_words
+from lib.prompts import CONTEXTS, OPERATORS, PHRASINGS, Prompt, ood_prompt, operand_key, operands, split_of
+from lib.sentences import SLOTS, fill, integer
+
+SHOWN = "{a} {op} {b}"
+# The trained phrasings that show the expression as it is; they are the same for every operator.
+LITERAL = [text for text in PHRASINGS["+"] if SHOWN in text]
+OPERATOR_WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+
+# One operation each, never named; {a} is the larger number.
+STORIES = {
+    "+": """
+{name} had {a} stamps and was given {b} more. How many stamps are in the collection now?
+A baker sold {a} rolls in the morning and {b} in the afternoon. How many rolls were sold that day?
+There are {a} children on the red bus and {b} on the blue bus. How many children are travelling?
+A tank held {a} litres of water before the rain brought {b} litres more. How much water is in the tank?
+""",
+    "-": """
+{name} picked {a} plums and gave away {b} of them. How many plums are left?
+A library owns {a} books, and {b} of them are lent out. How many books are on the shelves?
+The road to {city} is {a} km long and {name} has driven {b} km of it. How far is it still?
+A coat costs {a} euros. {name} has saved {b} euros. How much money is missing?
+""",
+    "*": """
+The shop has {a} boxes with {b} pencils in each. How many pencils does the shop have?
+A ticket costs {a} euros. How much do {b} tickets cost?
+A hall has {a} rows with {b} seats in every row. How many people can sit down?
+{name} runs {a} metres every day. How many metres is that in {b} days?
+""",
+    "/": """
+A rope of {a} metres is cut into {b} equal parts. How long is each part?
+{name} pours {a} litres of juice evenly into {b} jugs. How much juice is in each jug?
+{b} friends share a prize of {a} euros equally. How much does each friend get?
+A train covers {a} km in {b} hours at an even speed. How far does it go in an hour?
+""",
+}
+
+
+def _unseen(expression: str) -> bool:
+    """Whether every two numbers next to each other belong to the test split."""
+    numbers = re.findall(r"[0-9.]+", expression)
+    return all(split_of(operand_key(pair)) == "test" for pair in pairwise(numbers))
+
+
+def _asked(rng: random.Random, shown: str, expression: str | None = None) -> Prompt:
+    """A trained phrasing about what is `shown`, which is the expression with spaces unless that is given."""
+    text = rng.choice(CONTEXTS) + rng.choice(LITERAL).replace(SHOWN, shown)
+    return Prompt(text, call(expression or shown.replace(" ", "")), "tool_ood")
+
+
+def _long_numbers(rng: random.Random) -> Prompt:
+    """Five to seven digits."""
+    while True:
+        op, digits = rng.choice(OPERATORS), [rng.randint(5, 7), rng.randint(5, 7)]
+        a, b = (rng.randrange(10 ** (d - 1), 10**d) for d in digits)
+        if _unseen(f"{a}{op}{b}"):
+            text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op]).format(a=a, b=b, op=op)
+            return Prompt(text, call(f"{a}{op}{b}"), "tool_ood")
+
+
+def _decimals_negatives(rng: random.Random) -> Prompt:
+    """One or both of the numbers have a sign, a decimal point or both."""
+    while True:
+        a, b = (rng.choice(["", "-"]) + str(integer(rng)) + rng.choice(["", f".{integer(rng, 2)}"]) for _ in "ab")
+        if not (a + b).isdigit() and _unseen(f"{a}+{b}"):
+            return _asked(rng, f"{a} {rng.choice(OPERATORS)} {b}")
+
+
+def _two_operators(rng: random.Random) -> Prompt:
+    """Three numbers; half of the prompts have parentheses, and those change the value."""
+    shape = rng.choice(["{} {} {} {} {}", "{} {} {} {} {}", "({} {} {}) {} {}", "{} {} ({} {} {})"])
+    while True:
+        a, b = operands(rng, "test")
+        shown = shape.format(a, rng.choice(OPERATORS), b, rng.choice(OPERATORS), integer(rng))
+        bare = re.sub("[()]", "", shown)
+        if _unseen(shown) and value_of(shown) is not None and (bare == shown or value_of(bare) != value_of(shown)):
+            return _asked(rng, shown)
+
+
+def _number_words(rng: random.Random) -> Prompt:
+    """Numbers and operator as words, the call in digits."""
+    a, b = operands(rng, "test")
+    op = rng.choice(OPERATORS)
+    return _asked(rng, f"{number_words(a)} {OPERATOR_WORDS[op]} {number_words(b)}", f"{a}{op}{b}")
+
+
+def _word_problem(rng: random.Random) -> Prompt:
+    """A story whose question needs one operation."""
+    op = rng.choice(OPERATORS)
+    while True:
+        b, a = sorted(operands(rng, "test"))
+        if 1 < b < a:
+            story = rng.choice(STORIES[op].strip().splitlines())
+            return Prompt(fill(story, rng, a=a, b=b), call(f"{a}{op}{b}"), "tool_ood")
+
+
+OOD: dict[str, Callable[[random.Random], Prompt]] = {
+    "phrasing": lambda rng: ood_prompt(rng, "test"),
+    "long_numbers": _long_numbers,
+    "decimals_negatives": _decimals_negatives,
+    "two_operators": _two_operators,
+    "number_words": _number_words,
+    "word_problems": _word_problem,
+}
+
+
+def _date(rng: random.Random) -> str:
+    day, month, year = rng.randint(1, 28), rng.randint(1, 12), SLOTS["year"](rng)
+    return rng.choice([f"{day:02d}/{month:02d}/{year}", f"{day}-{month}-{year}", f"{day}/{month}"])
+
+
+def _phone(rng: random.Random) -> str:
+    form = rng.choice(["###-####", "###-###-####", "(###) ###-####", "0##/#####", "+## ### ####"])
+    return re.sub("#", lambda _: str(rng.randint(1, 9)), form)
+
+
+def _score(rng: random.Random) -> str:
+    few, many = sorted(rng.sample(range(rng.choice([6, 99])), 2))
+    return f"{many}-{few}"
+
+
+def _sum(rng: random.Random) -> str:
+    a, b = operands(rng, "test")
+    return f"{a} {rng.choice(OPERATORS)} {b}"
+
+
+# What looks like a calculation, {it}, and the sentences that mention it; they end as copy sentences do.
+HARD_NEGATIVES: dict[str, tuple[Callable[[random.Random], str], str]] = {
+    "dates": (
+        _date,
+        """
+The meeting is on {it}.
+{name} was born on {it} in {city}.
+The {noun} was {verb} on {it}.
+The offer on {plural} ends on {it}.
+Invoice {code} is dated {it}.
+The {adj} {noun} opens on {it}.
+{name} {surname} signed the letter on {it}.
+The photo of {city} was taken on {it}.
+""",
+    ),
+    "phones": (
+        _phone,
+        """
+The phone number of the {noun} is {it}.
+{name} can be reached at {it} on {weekday}.
+The office in {city} has the number {it}.
+{name} {surname} left the number {it}.
+The line {it} is open until {hour}:{min}.
+The hotel in {city} answers at {it}.
+Yesterday {name} got a call from {it}.
+The fax of the {adj} {noun} is still {it}.
+""",
+    ),
+    "scores": (
+        _score,
+        """
+They won {it} at home.
+{city} beat {city} {it} on {weekday}.
+The match in {city} ended {it}.
+At half-time the score was {it}.
+{name} took the final {it} before {n} guests.
+After a {adj} start the team won {it}.
+{city} leads the series {it}.
+The vote on the {noun} passed {it}.
+""",
+    ),
+    "code": (
+        _sum,
+        """
+In the script, x = {it}.
+Line {n} of the program reads {noun} = {it}.
+The {colour} {noun} is stored as {noun}_{n} = {it}.
+The function {noun}() returns {it}.
+{name} changed the code to total = {it}.
+The test fails at assert {noun} == {it}.
+The old version has {noun} += {it} in a loop.
+The file of {name} begins with let {noun} = {it}.
+""",
+    ),
+    "quoted_sums": (
+        _sum,
+        """
+She wrote "{it}" on the board.
+The shirt of {name} says "{it}" in {colour}.
+{name} whispered "{it}" and left for {city}.
+The song "{it}" is by {name} {surname}.
+"{it}" stood on the {adj} {noun}.
+On page {n} of the book {name} found "{it}" in pencil.
+A poster in {city} showed "{it}" in {colour} letters.
+The {noun} with "{it}" on it was {verb} in {year}.
+""",
+    ),
+}
+
+
+def _hard_negative(rng: random.Random, kind: str) -> Prompt:
+    mentioned, sentences = HARD_NEGATIVES[kind]
+    while True:
+        text = fill(rng.choice(sentences.strip().splitlines()), rng, it=mentioned(rng))
+        if split_of(text) == "test":
+            return Prompt(text, text, "negative")
+
+
+# A trained request, and a sentence as near to it as can be that only mentions the calculation.
+MENTIONS = [
+    tuple(line.split(" | "))
+    for line in """
+Calculate {a} {op} {b}. | The page says {a} {op} {b}.
+Calculate {a} {op} {b}. | He calculated {a} {op} {b}.
+Compute the value of {a} {op} {b}. | She computed the value of {a} {op} {b}.
+Tell me the result of {a} {op} {b}. | They told me the result of {a} {op} {b}.
+Tell me the answer to {a} {op} {b}. | He told me the answer to {a} {op} {b}.
+Solve for {a} {op} {b}. | She solved for {a} {op} {b}.
+Run the numbers for {a} {op} {b}. | They ran the numbers for {a} {op} {b}.
+Do the math for {a} {op} {b}. | He did the math for {a} {op} {b}.
+Give me the result of {a} {op} {b}. | She gave me the result of {a} {op} {b}.
+I need to know the answer to {a} {op} {b}. | I already know the answer to {a} {op} {b}.
+I'd like to know the result of {a} {op} {b}. | I was glad to know the result of {a} {op} {b}.
+I'm stuck on this calculation: {a} {op} {b}. | I'm done with this calculation: {a} {op} {b}.
+My homework asks for the value of {a} {op} {b}. | My homework shows the value of {a} {op} {b}.
+Let's find out what {a} {op} {b} equals. | They found out what {a} {op} {b} equals.
+""".strip().splitlines()
+]
+
+
+def _request_pair(rng: random.Random) -> tuple[Prompt, Prompt]:
+    """A request, and a mention of the same calculation."""
+    (a, b), op = operands(rng, "test"), rng.choice(OPERATORS)
+    request, mention = (text.format(a=a, b=b, op=op) for text in rng.choice(MENTIONS))
+    return Prompt(request, call(f"{a}{op}{b}"), "positive"), Prompt(mention, mention, "negative")
+
+
+def _numbers_pair(rng: random.Random) -> tuple[Prompt, Prompt]:
+    """One request with two pairs of numbers: both differ, and have as many digits."""
+    op = rng.choice(OPERATORS)
+    text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op])
+    while True:
+        two = operands(rng, "test"), operands(rng, "test")
+        if all(x != y and len(str(x)) == len(str(y)) for x, y in zip(*two, strict=True)):
+            first, second = (Prompt(text.format(a=a, b=b, op=op), call(f"{a}{op}{b}"), "positive") for a, b in two)
+            return first, second
+
+
+CHANGES: dict[str, Callable[[random.Random], tuple[Prompt, Prompt]]] = {"request": _request_pair, "numbers": _numbers_pair}
+
+
+def _different(n: int, write: Callable, text: Callable) -> list:
+    """The first `n` things written, without those whose `text` came before."""
+    found = {}
+    while len(found) < n:
+        thing = write()
+        found.setdefault(text(thing), thing)
+    return list(found.values())
+
+
+def ood(kind: str, n: int, seed: int = 0) -> list[Prompt]:
+    """`n` different calculation requests of a kind of `OOD`, which finetuning never saw."""
+    rng = random.Random(f"{kind}/{seed}")
+    return _different(n, lambda: OOD[kind](rng), lambda prompt: prompt.input)
+
+
+def hard_negative(kind: str, n: int, seed: int = 0) -> list[Prompt]:
+    """`n` different sentences of a kind of `HARD_NEGATIVES`, to be copied."""
+    rng = random.Random(f"{kind}/{seed}")
+    return _different(n, lambda: _hard_negative(rng, kind), lambda prompt: prompt.input)
+
+
+def pairs(change: str, n: int, seed: int = 0) -> list[tuple[Prompt, Prompt]]:
+    """`n` minimal pairs, no first prompt twice, that differ in a thing of `CHANGES`.
+
+    `request`: the same calculation, asked for and then only mentioned. `numbers`: the same request twice.
+    """
+    rng = random.Random(f"{change}/{seed}")
+    return _different(n, lambda: CHANGES[change](rng), lambda pair: pair[0].input)
