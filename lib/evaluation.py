@@ -148,6 +148,24 @@ def rescored(
     return [new.join(old[kept]) for new, old in zip(forced, tables, strict=True)]
 
 
+def total_kl(table: pd.DataFrame) -> pd.Series:
+    """KL(raw || replaced) of each prompt, over all its tokens, nats."""
+    return table.kl_question + table.kl_decision + table.kl_body
+
+
+def gaps(table: pd.DataFrame, base: pd.DataFrame, raw: pd.DataFrame) -> dict[str, stats.Estimate]:
+    """How much of what the base alone loses a condition wins back (`stats.gap_closed`): in CE of the answer, in KL, in calls.
+
+    `kl` is the condition's own loss.
+    """
+    return {
+        "kl": stats.mean(total_kl(table)),
+        "kl_gap_closed": stats.gap_closed(total_kl(base), total_kl(table), total_kl(raw)),
+        "ce_gap_closed": stats.gap_closed(base.nats, table.nats, raw.nats),
+        "calls_gap_closed": stats.gap_closed(base.tool_call_rate, table.tool_call_rate, raw.tool_call_rate),
+    }
+
+
 def summary(table: pd.DataFrame) -> dict[str, float]:
     """The row of a condition, in the published tables' columns where they have one, each with its interval."""
     means = {"mean_ce": ("nats", "tokens")}
@@ -159,8 +177,7 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
     }
     found |= {name: stats.mean(table[name]) for name in ("kl_question", "kl_decision", "kl_body", "logit_difference")}
     found |= metrics.rates(table[list(metrics.OUTCOMES)])
-    columns = {column: value for name, e in found.items() for column, value in e.columns(name).items()}
-    return columns | {"n_examples": len(table), "n_tokens": int(table.tokens.sum())}
+    return stats.columns(found) | {"n_examples": len(table), "n_tokens": int(table.tokens.sum())}
 
 
 def records(condition: str, prompts: Sequence[Prompt], wrote: Sequence[str], **more) -> list[dict]:

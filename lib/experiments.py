@@ -64,9 +64,12 @@ def _nearness(name: str, y_hat: torch.Tensor, y: torch.Tensor, prompt: torch.Ten
     """The columns of one reconstruction: the published ones, FVU, and intervals."""
     found = metrics.reconstruction(y_hat, y, prompt)
     estimates = {f"{name}_mean_cos": found["cos"], f"{name}_mean_l2": found["l2"], f"{name}_fvu": found["fvu"]}
-    columns = {column: value for key, e in estimates.items() for column, value in e.columns(key).items()}
     moments = {"orig_mean": y.mean(), "orig_std": y.std(), "rec_mean": y_hat.mean(), "rec_std": y_hat.std()}
-    return columns | {f"{name}_{key}": value.item() for key, value in moments.items()} | {f"n_tokens_{name}": len(y)}
+    return (
+        stats.columns(estimates)
+        | {f"{name}_{key}": value.item() for key, value in moments.items()}
+        | {f"n_tokens_{name}": len(y)}
+    )
 
 
 def _scored(table: pd.DataFrame, prompts: Sequence[Prompt]) -> dict[str, tuple[pd.Series, pd.Series]]:

@@ -3,7 +3,7 @@
 Everything is first a number per prompt and then an `Estimate` over prompts (`lib.stats`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -41,6 +41,17 @@ def reconstruction(
         "l2": ratio(by_prompt(y_hat.norm(dim=-1) / y.norm(dim=-1), prompt), tokens),
         "fvu": ratio(by_prompt((y_hat - y).square().sum(-1), prompt), by_prompt(variance, prompt)),
     }
+
+
+def fvu(
+    mlps: Sequence[Callable[[Tensor], Tensor]],
+    x: Float[Tensor, "layer token d_model"],
+    y: Float[Tensor, "layer token d_model"],
+    prompt: Int[Tensor, "token"],
+) -> Estimate:
+    """Fraction of variance unexplained, of several layers together: one replacement for each layer of `x` and `y`."""
+    error = sum(by_prompt((b - mlp(a)).square().sum(-1), prompt) for mlp, a, b in zip(mlps, x, y, strict=True))
+    return ratio(error, sum(by_prompt((b - b.mean(0)).square().sum(-1), prompt) for b in y))
 
 
 # --- the next token ---

@@ -77,14 +77,16 @@ def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, site: str) 
     return LanguageModel(hf, tokenizer, bridge, site_for(hf.config.model_type, site))
 
 
+def load_plain(profile: Profile, folder: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The profile's model and tokenizer, or those in `folder`, as transformers has them."""
+    if folder is None:
+        return load_hf(local_or_hub(profile.model.source), profile.model.dtype, profile.model.revision)
+    return load_hf(folder, profile.model.dtype)
+
+
 def load(profile: Profile, folder: Path | None = None) -> LanguageModel:
     """The profile's model with hooks; or the one in `folder`, such as the finetuned one."""
-    if folder is None:
-        source, revision = local_or_hub(profile.model.source), profile.model.revision
-    else:
-        source, revision = folder, None
-    hf, tokenizer = load_hf(source, profile.model.dtype, revision)
-    return bridged(hf, tokenizer, profile.protocol.site)
+    return bridged(*load_plain(profile, folder), profile.protocol.site)
 
 
 def layers_of(profile: Profile, n_layers: int) -> list[int]:

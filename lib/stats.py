@@ -32,6 +32,11 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
 
 
+def columns(found: dict[str, Estimate]) -> dict[str, float]:
+    """The columns of several estimates, by name."""
+    return {column: value for name, estimate in found.items() for column, value in estimate.columns(name).items()}
+
+
 NOTHING = Estimate(np.nan, np.nan, np.nan, 0)
 
 

@@ -35,10 +35,12 @@ def train(
     settings: Training,
     l0: Float[Tensor, "*n"] | None = None,
     frozen: tuple[str, ...] = (),
+    warm: bool = False,
     progress: str = "training",
 ) -> pd.DataFrame:
     """Train `stack` in place; each member ends with its best parameters by validation loss.
 
+    `warm`: it goes on from the stack's parameters, instead of first moving them to the targets.
     Parameters named in `frozen` keep what they began with, up to the scale of the targets.
     Returns the learning curves, one row per check and member: `step`, `member` (its index in the
     flattened leading dimensions), `loss` (mean squared error on the batch), `fvu` and `l0` on the
@@ -57,7 +59,7 @@ def train(
     for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
         x, target = next(batches)
         if step == 0:
-            scale = _start(stack, x, target, l0)
+            scale = _start(stack, x, target, l0, warm)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
@@ -79,10 +81,7 @@ def train(
             if "b_enc" not in frozen:
                 stack.b_enc.add_(2 * settings.lr * (silent > SILENCE))
             if l0 is not None:
-                excess = (active.sum(-1) / x.shape[-2] / l0).clamp(0.1, 10).log()[..., None]
-                stack.threshold.mul_((0.05 * excess).exp()).clamp_(min=FLOOR)
-                # a threshold can silence features but not wake them: where it is at its floor, biases rise instead
-                stack.b_enc.sub_(settings.lr * excess * (stack.threshold <= FLOOR) * (excess < 0))
+                hold(stack, active.sum(-1) / x.shape[-2], l0, settings.lr, FLOOR)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
             now, l0_now = validate(_scaled(stack, scale), validation)
             gain = now < best_fvu
@@ -111,6 +110,15 @@ def train(
 
 
 @torch.no_grad()
+def hold(stack: Transcoder, active: Float[Tensor, "*n"], l0: Float[Tensor, "*n"], lr: float, floor: float | Tensor) -> None:
+    """Move thresholds a step towards a mean number of active features of `l0`, where it is `active` now."""
+    excess = (active / l0).clamp(0.1, 10).log()[..., None]
+    stack.threshold.mul_((0.05 * excess).exp()).clamp_(min=floor)
+    # a threshold can silence features but not wake them: where it is at its floor, biases rise instead
+    stack.b_enc.sub_(lr * excess * (stack.threshold <= floor) * (excess < 0))
+
+
+@torch.no_grad()
 def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[Tensor, Tensor]:
     """FVU and L0 of every member on held-out tokens."""
     x, target = validation
@@ -124,13 +132,16 @@ def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[T
 
 
 @torch.no_grad()
-def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None) -> Tensor:
+def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None, warm: bool) -> Tensor:
     """Begin at the mean of the targets; and, where an L0 is aimed at, at a threshold that gives it.
 
     Returns the scale of the targets, (..., 1): training is on targets of standard deviation one, so
     that a learning rate means the same at every layer, and the scale is folded back in at the end.
     """
-    scale = target.std((-1, -2)).expand(stack.b_enc.shape[:-1])[..., None].clone()
+    scale = target.std((-1, -2)).clamp(min=1e-8).expand(stack.b_enc.shape[:-1])[..., None].clone()
+    if warm:
+        stack.load_state_dict(_scaled(stack, 1 / scale).state_dict())
+        return scale
     stack.b_dec.add_(target.mean(-2) / scale)
     stack.threshold.div_(scale)
     if l0 is not None:

@@ -7,6 +7,7 @@ and a delta are the same class; a delta's target is what the base leaves, `y - b
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -60,6 +61,11 @@ class Transcoder(nn.Module):
     def __getitem__(self, index) -> "Transcoder":
         """One member of a stack, or part of it; copies nothing and is frozen."""
         return Transcoder(*(getattr(self, name).detach()[index] for name in PARAMETERS)).requires_grad_(False)
+
+    @classmethod
+    def stacked(cls, members: Sequence["Transcoder"]) -> "Transcoder":
+        """A stack of copies of transcoders of one shape."""
+        return cls(*(torch.stack([getattr(member, name).detach() for member in members]) for name in PARAMETERS))
 
     @classmethod
     def initialised(cls, shape: tuple[int, ...], d_model: int, d_sae: int, seed: int, threshold: float = 0.0) -> "Transcoder":

@@ -113,6 +113,8 @@ class Training(_Table):
 class Deltas(_Table):
     d_new: Annotated[list[PositiveInt], Field(min_length=1)]
     training: Training
+    retrain: Training
+    """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with."""
 
 
 class Evaluation(_Table):

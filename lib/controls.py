@@ -1,0 +1,246 @@
+"""What else could stand where base + delta stands: the controls of chapter 8.
+
+Each control is built at every layer from the same material, and measured as any condition is. A delta of
+k features has k (2 d_model + 2) + d_model parameters; maps it is compared with are of that size or nearest.
+"""
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lib import activations, deltas, models
+from lib.activations import Activations
+from lib.hooks import MLP
+from lib.profiles import Profile, Training
+from lib.training import train
+from lib.transcoders import BaseDelta, Transcoder
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same output everywhere; `Constant(0)` is zero ablation."""
+
+    y: Float[Tensor, "d_model"]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.y.expand_as(x)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x W + b."""
+
+    weight: Float[Tensor, "d_model d_model"]
+    bias: Float[Tensor, "d_model"]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class Sum:
+    """base(x) + extra(x), for an extra that is no transcoder."""
+
+    base: MLP
+    extra: MLP
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.extra(x)
+
+
+class DenseMLP(nn.Module):
+    """A model's own Gemma-2 MLP as a function of the Gemma Scope site: gain, MLP, post-feedforward norm."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.gain = 1 + block.pre_feedforward_layernorm.weight.detach().float()
+        self.mlp = deepcopy(block.mlp).float()
+        self.norm = deepcopy(block.post_feedforward_layernorm).float()
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.mlp(x * self.gain))
+
+
+def dense_mlps(profile: Profile, layers: list[int], folder: Path | None = None) -> dict[int, DenseMLP]:
+    """The MLPs of the profile's model, or of the one in `folder`, each by itself."""
+    hf, _ = models.load_plain(profile, folder)
+    return {layer: DenseMLP(hf.model.layers[layer]) for layer in layers}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What controls are made from, in the order of `layers`."""
+
+    layers: list[int]
+    bases: dict[int, Transcoder]
+    train: Activations
+    """The finetuned model's (x, y); `validation` likewise, and `base_*` the base model's on the same prompts."""
+    validation: Activations
+    base_train: Activations
+    base_validation: Activations
+    finetuned_mlps: dict[int, DenseMLP]
+    base_mlps: dict[int, DenseMLP]
+    d_new: int
+    settings: Training
+    retrain: Training
+    seed: int = 0
+
+    def left_by(self, mlps: dict[int, MLP], held: Activations) -> Float[Tensor, "layer token d_model"]:
+        """y - mlp(x) of every layer."""
+        return torch.stack([deltas.left_by([mlps[layer]], held.x[i], held.y[i])[0] for i, layer in enumerate(self.layers)])
+
+
+@dataclass(frozen=True)
+class Control:
+    """A replacement for every layer, and what it cost."""
+
+    mlps: dict[int, MLP]
+    parameters: int
+    """Trained ones, in each layer; 0 where nothing is trained anew."""
+    seconds: float
+    """Of making it, for all layers."""
+
+
+def reduced_rank(x: Float[Tensor, "token d_model"], target: Float[Tensor, "token d_model"], rank: int) -> Affine:
+    """The affine map of this rank with the least squared error (Izenman 1975), in float64."""
+    x64, t64 = x.double(), target.double()
+    mean_x, mean_t = x64.mean(0), t64.mean(0)
+    x64, t64 = x64 - mean_x, t64 - mean_t
+    gram = x64.T @ x64
+    full = torch.linalg.solve(gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram), x64.T @ t64)
+    fitted = x64 @ full
+    _, vectors = torch.linalg.eigh(fitted.T @ fitted)
+    top = vectors[:, -rank:]
+    weight = full @ top @ top.T
+    return Affine(weight.float(), (mean_t - mean_x @ weight).float())
+
+
+def shuffled(delta: Transcoder, seed: int) -> Transcoder:
+    """The same features, each writing what another one wrote; no feature keeps its own decoder row."""
+    order = torch.randperm(delta.d_sae, generator=torch.Generator().manual_seed(seed))
+    mixed = torch.empty_like(delta.W_dec)
+    mixed[order] = delta.W_dec[order.roll(1)]
+    return Transcoder(delta.W_enc, delta.b_enc, delta.threshold, mixed, delta.b_dec).requires_grad_(False)
+
+
+def sparse(
+    m: Material, mlps: dict[int, MLP], on: str = "finetuned", frozen: tuple[str, ...] = (), **changes
+) -> list[Transcoder]:
+    """Delta features of every layer on what `mlps` leave of the `finetuned` or of the `base` model's MLPs."""
+    train, validation = (m.train, m.validation) if on == "finetuned" else (m.base_train, m.base_validation)
+    settings = m.settings.model_copy(update=changes)
+    data, check = ((a.x, m.left_by(mlps, a)) for a in (train, validation))
+    stack, _ = deltas.fit(settings, data, check, m.d_new, m.seed, frozen, progress="control")
+    return [stack[i] for i in range(len(m.layers))]
+
+
+def retrained(m: Material) -> list[Transcoder]:
+    """Whole transcoders, from the bases' parameters on, trained on the finetuned model at the bases' L0 there."""
+    stack = Transcoder.stacked([m.bases[layer] for layer in m.layers])
+    x, y = m.train.x, m.train.y
+    active = [m.bases[layer].encode(m.validation.x[i]).sign().sum(-1) for i, layer in enumerate(m.layers)]
+    l0 = torch.stack([a.mean() for a in active])
+    picks = activations.repeated(y.shape[-2], m.retrain.batch, m.seed)
+    batches = ((x[:, pick], y[:, pick]) for pick in picks)
+    train(stack, batches, (m.validation.x, m.validation.y), m.retrain, l0, warm=True, progress="retraining")
+    return [stack[i] for i in range(len(m.layers))]
+
+
+def rank_for(d_model: int, d_new: int) -> int:
+    """The rank of a linear map with as many parameters as d_new features: 2 d_model r = d_new (2 d_model + 2)."""
+    return max(1, round(d_new * (2 * d_model + 2) / (2 * d_model)))
+
+
+def _each(m: Material, make: Callable[[int, int], MLP]) -> dict[int, MLP]:
+    """`make(i, layer)` for every layer."""
+    return {layer: make(i, layer) for i, layer in enumerate(m.layers)}
+
+
+def _on_bases(m: Material, extras: list[Transcoder], alpha: float = 1.0) -> dict[int, MLP]:
+    return _each(m, lambda i, layer: BaseDelta(m.bases[layer], extras[i], alpha))
+
+
+def _constants(m: Material, outputs: Tensor) -> dict[int, MLP]:
+    """Each base plus the mean over tokens of `outputs`."""
+    return _each(m, lambda i, layer: Sum(m.bases[layer], Constant(outputs[i].mean(0))))
+
+
+def _linear(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
+    target, rank = m.left_by(m.bases, m.train), rank_for(delta[0].d_model, m.d_new)
+    return _each(m, lambda i, layer: Sum(m.bases[layer], reduced_rank(m.train.x[i], target[i], rank)))
+
+
+def _same_model(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
+    """Trained to give what one MLP of the base model has over itself: nothing, up to rounding."""
+    return _on_bases(m, sparse(m, m.base_mlps, "base"))
+
+
+def _adapter(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
+    branch = sparse(m, m.base_mlps)
+    return _each(m, lambda i, layer: Sum(m.base_mlps[layer], branch[i]))
+
+
+def _features(d: int, k: int) -> int:
+    return k * (2 * d + 2) + d
+
+
+CONTROLS = {  # name: (what it is, how it is made of the material and the deltas, trained parameters from d_model and k)
+    "base": ("the frozen base alone", lambda m, delta: _on_bases(m, delta, 0.0), lambda d, k: 0),
+    "delta": ("base + delta, the treatment", lambda m, delta: _on_bases(m, delta), _features),
+    "oracle": ("the finetuned MLP itself", lambda m, delta: m.finetuned_mlps, lambda d, k: 0),
+    "zero": ("zero ablation", lambda m, delta: _each(m, lambda i, _: Constant(0 * m.train.y[i, 0])), lambda d, k: 0),
+    "mean": ("mean ablation", lambda m, delta: _each(m, lambda i, _: Constant(m.train.y[i].mean(0))), lambda d, k: d),
+    "bias": ("base + a constant", lambda m, delta: _constants(m, m.left_by(m.bases, m.train)), lambda d, k: d),
+    "difference": (
+        "base + the mean finetuned-minus-base output",
+        lambda m, delta: _constants(m, m.train.y - m.base_train.y), lambda d, k: d,
+    ),
+    "linear": ("base + a linear map of as many parameters", _linear, lambda d, k: 2 * d * rank_for(d, k) + d),
+    "dense": (
+        "base + a ReLU layer as wide, without threshold and L1",
+        lambda m, delta: _on_bases(m, sparse(m, m.bases, threshold=0.0, l1=0.0)), _features,
+    ),
+    "frozen_encoder": (
+        "delta with a random encoder, decoder trained",
+        lambda m, delta: _on_bases(m, sparse(m, m.bases, frozen=("W_enc", "b_enc"))), lambda d, k: k * d + d,
+    ),
+    "frozen_decoder": (
+        "delta with a random decoder, encoder trained",
+        lambda m, delta: _on_bases(m, sparse(m, m.bases, frozen=("W_dec",))), lambda d, k: k * (d + 2) + d,
+    ),
+    "shuffled": (
+        "delta whose features write one another's outputs",
+        lambda m, delta: _on_bases(m, [shuffled(f, m.seed) for f in delta]), lambda d, k: 0,
+    ),
+    "same_model": ("delta of the base model against itself", _same_model, _features),
+    "base_error": (
+        "delta trained on the base model's error", lambda m, delta: _on_bases(m, sparse(m, m.bases, "base")), _features,
+    ),
+    "attention_only": ("the base model's MLPs, finetuned attention", lambda m, delta: m.base_mlps, lambda d, k: 0),
+    "retrained": (
+        "the transcoder retrained in full (solution A)",
+        lambda m, delta: dict(zip(m.layers, retrained(m), strict=True)), None,
+    ),
+    "adapter": ("sparse branch beside the base model's MLP (arXiv 2602.20904)", _adapter, _features),
+}  # fmt: skip
+
+
+def build(m: Material) -> dict[str, Control]:
+    """Every one of `CONTROLS`, with its size and the seconds that it took."""
+    began, found = time.perf_counter(), {}
+    delta = sparse(m, m.bases)
+    taken = {"delta": time.perf_counter() - began}
+    for name, (_, make, size) in CONTROLS.items():
+        began = time.perf_counter()
+        mlps = make(m, delta)
+        seconds, d = taken.get(name, time.perf_counter() - began), m.train.x.shape[-1]
+        parameters = size(d, m.d_new) if size else m.bases[m.layers[0]].d_sae * (2 * d + 2) + d
+        found[name] = Control(mlps, parameters, seconds)
+    return found

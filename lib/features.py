@@ -1,0 +1,106 @@
+"""Which delta features carry the behaviour: attribution, and keeping or removing some of them.
+
+Features are ranked on one split and the ranks tested on another. A delta's constant, `b_dec`, is no
+feature: it stays where features are removed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lib import metrics
+from lib.encoding import batches
+from lib.hooks import replaced
+from lib.models import LanguageModel
+from lib.profiles import Profile
+from lib.prompts import Prompt
+from lib.transcoders import BaseDelta, Transcoder
+
+
+@dataclass
+class _Traced:
+    """base + delta whose delta activations are remembered, and have gradients."""
+
+    mlp: BaseDelta
+    f: Tensor | None = None  # (batch, pos, feature)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        f_base, self.f = self.mlp.encode(x)
+        self.f = self.f.detach().requires_grad_() if not self.f.requires_grad else self.f
+        self.f.retain_grad()
+        return self.mlp.decode(f_base, self.f)
+
+
+def attribution(
+    profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], pairs: Mapping[int, BaseDelta]
+) -> pd.DataFrame:
+    """One row per delta feature of the layers given, all in place at once, from the most to the least useful.
+
+    `score`: minus activation times the gradient of the answers' cross-entropy, summed over positions,
+    mean over prompts, in nats: to first order, what removing the feature would cost (attribution
+    patching, Nanda 2023; arXiv 2310.10348). `frequency`: share of positions at which it is active;
+    `size`: its mean activation times the length of its decoder row.
+    """
+    model.hf.requires_grad_(False)
+    totals = {layer: torch.zeros(3, mlp.delta.d_sae, dtype=torch.float64) for layer, mlp in pairs.items()}
+    positions = 0
+    for batch in batches(model.tokenizer, list(prompts), profile.evaluation.tokens_batch):
+        batch = batch.to(model.hf.device)
+        traced = {layer: _Traced(mlp) for layer, mlp in pairs.items()}
+        with torch.enable_grad(), replaced(model, traced):
+            logits = model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
+            nats = metrics.nats(metrics.log_probs(logits), batch.ids)
+            (nats * batch.answer).sum().backward()
+        acts_at = (batch.attention.bool() & (batch.ids != model.tokenizer.bos_token_id))[..., None]
+        positions += int(acts_at.sum())
+        for layer, t in traced.items():
+            f = t.f.detach() * acts_at
+            parts = torch.stack([(-f * t.f.grad).sum((0, 1)), f.sign().sum((0, 1)), f.sum((0, 1))])
+            totals[layer] += parts.double().cpu()
+    rows = []
+    for layer, (score, active, total) in totals.items():
+        length = pairs[layer].delta.W_dec.norm(dim=-1).double().cpu()
+        columns = {"score": score / len(prompts), "frequency": active / positions, "size": total / positions * length}
+        rows.append(pd.DataFrame({"layer": layer, "feature": range(len(score)), **columns}))
+    return pd.concat(rows).sort_values("score", ascending=False, ignore_index=True)
+
+
+def masked(delta: Transcoder, keep: Sequence[int]) -> Transcoder:
+    """A delta of which only the features `keep` write anything."""
+    mask = torch.zeros(delta.d_sae, 1, device=delta.W_dec.device)
+    mask[list(keep)] = 1
+    return Transcoder(delta.W_enc, delta.b_enc, delta.threshold, delta.W_dec * mask, delta.b_dec).requires_grad_(False)
+
+
+def keeping(pairs: Mapping[int, BaseDelta], chosen: pd.DataFrame) -> dict[int, BaseDelta]:
+    """base + delta with only the chosen features (rows of `layer` and `feature`)."""
+    return {
+        layer: replace(mlp, delta=masked(mlp.delta, chosen.feature[chosen.layer == layer].tolist()))
+        for layer, mlp in pairs.items()
+    }
+
+
+def removing(pairs: Mapping[int, BaseDelta], chosen: pd.DataFrame, features: pd.DataFrame) -> dict[int, BaseDelta]:
+    """base + delta without the chosen features."""
+    return keeping(pairs, features.drop(index=chosen.index))
+
+
+def matched(features: pd.DataFrame, chosen: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """As many others, each like one of the chosen in size and frequency: at random one of the five nearest left.
+
+    Sizes and frequencies are compared by rank. `ValueError` where fewer others are left than chosen.
+    """
+    others = features.drop(index=chosen.index)
+    if len(others) < len(chosen):
+        raise ValueError(f"{len(chosen)} features chosen of {len(features)}: too few others to match them; choose fewer")
+    rank, draw, picked = features[["size", "frequency"]].rank(), np.random.default_rng(seed), []
+    for index in chosen.index:
+        distance = (rank.loc[others.index] - rank.loc[index]).abs().sum(axis=1)
+        pick = draw.choice(distance.nsmallest(5).index)
+        picked.append(pick)
+        others = others.drop(index=pick)
+    return features.loc[picked]

@@ -1,0 +1,60 @@
+"""The headline figures again, from another finetuning and other deltas: what a seed alone changes."""
+
+import torch
+
+from lib import activations, deltas, encoding, evaluation, experiments, metrics, models
+from lib.finetune import finetune
+from lib.profiles import Profile
+from lib.prompts import SPLITS, SUBSETS, by_subset, read_jsonl
+from lib.transcoders import BaseDelta
+
+HEADLINES = {
+    "raw_calls": "raw model, rate of calls", "base_calls": "base only at all layers, rate of calls",
+    "full_calls": "base + delta at all layers, rate of calls", "full_right": "base + delta at all layers, rate of right calls",
+    "base_fvu": "base only, FVU over all layers", "full_fvu": "base + delta, FVU over all layers",
+    "kl_gap_closed": "KL gap closed at all layers", "ce_gap_closed": "CE gap closed at all layers",
+}  # fmt: skip
+
+
+def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
+    """One row per subset for one seed, after finetuning and training deltas anew with it.
+
+    Prompts, bases and settings are the profile's; deltas are the widest, at the middle percentile. The
+    finetuned model goes to `seeds/<seed>` under the profile's data.
+    """
+    own = profile.model_copy(update={"name": f"{profile.name}/seeds/{seed}", "seed": seed})
+    prompts = {split: read_jsonl(profile.paths.prompts / f"{split}.jsonl") for split in SPLITS}
+    hf, tokenizer = models.load_plain(profile)
+    finetune(hf, tokenizer, prompts["train"], prompts["validation"], own.finetune, own.paths.finetuned, seed)
+    model = models.load(profile, own.paths.finetuned)
+    layers, (d_new, percentile) = models.layers_of(profile, model.n_layers), experiments.widest(profile)
+    bases = [deltas.load_base(profile, model, layer, percentile)[0] for layer in layers]
+    held = [_held(own, model, layers, prompts[split], split) for split in ("train", "validation")]
+    data, check = ((a.x, torch.stack([_left(b, x, y) for b, x, y in zip(bases, a.x, a.y, strict=True)])) for a in held)
+    stack, _ = deltas.fit(profile.deltas.training, data, check, d_new, seed, progress=f"seed {seed}")
+    pairs = {layer: BaseDelta(bases[i], stack[i]) for i, layer in enumerate(layers)}
+    alone = {layer: BaseDelta(pair.base, pair.delta, 0.0) for layer, pair in pairs.items()}
+    rows = []
+    for subset in SUBSETS.values():
+        asked = by_subset(prompts["test"], n_prompts)[subset]
+        raw, base, full = evaluation.measure(profile, model, asked, [{}, alone, pairs])
+        seen = _held(own, model, layers, asked, subset)
+        closed = evaluation.gaps(full, base, raw)
+        found = {
+            "raw_calls": raw.tool_call_rate.mean(), "base_calls": base.tool_call_rate.mean(),
+            "full_calls": full.tool_call_rate.mean(), "full_right": full.math_correct_rate.astype(float).mean(),
+            "base_fvu": metrics.fvu(list(alone.values()), seen.x, seen.y, seen.prompt).value,
+            "full_fvu": metrics.fvu(list(pairs.values()), seen.x, seen.y, seen.prompt).value,
+            "kl_gap_closed": closed["kl_gap_closed"].value, "ce_gap_closed": closed["ce_gap_closed"].value,
+        }  # fmt: skip
+        rows.append({"seed": seed, "subset": subset, **found, "n_examples": len(asked)})
+    return rows
+
+
+def _held(profile, model, layers, prompts, words) -> activations.Activations:
+    batches = encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch)
+    return activations.collect(model, layers, batches, f"{words} activations")
+
+
+def _left(base, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return deltas.left_by([base], x, y)[0]

@@ -1,0 +1,177 @@
+"""A planted finetuning is found where it is; where nothing was planted nothing is claimed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_1samp
+
+from lib import activations, controls, deltas, evaluation, features, generation, models, objectives, stats
+from lib.encoding import encode, question
+from lib.metrics import by_prompt
+from lib.prompts import generate
+from lib.transcoders import BaseDelta, Transcoder
+
+LAYERS, D_NEW = [0, 1], 8
+
+
+class Exact(controls.DenseMLP):
+    """A base without error: the model's own MLP, its output taken for features."""
+
+    def encode(self, x):
+        return self(x)
+
+    def decode(self, f):
+        return f
+
+
+@pytest.fixture(scope="module")
+def planted(folder):
+    """The tiny model whose last MLP writes one direction more, where its input has another: y + relu(x w - 1) v."""
+    model = models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")
+    draw = torch.Generator().manual_seed(5)
+    w, v = (torch.nn.functional.normalize(torch.randn(model.d_model, generator=draw), dim=0) for _ in range(2))
+    seen, (read, write) = {}, model.site.at(1)
+
+    def remember(x, hook):
+        seen["x"] = x
+
+    def plant(y, hook):
+        return y + 8 * (seen["x"] @ w - 1).relu()[..., None] * v
+
+    model.bridge.hook_dict[read].add_hook(remember, is_permanent=True)
+    model.bridge.hook_dict[write].add_hook(plant, is_permanent=True)
+    return model
+
+
+def asked(split, n=12, seed=0):
+    return generate("positive", n, split, seed) + generate("negative", n, split, seed)
+
+
+def held(model, prompts):
+    return activations.collect(model, LAYERS, [encode(model.tokenizer, prompts)])
+
+
+def learned(smoke, bases, train, validation, seed, steps):
+    """Deltas of every layer on what the bases leave."""
+    settings = smoke.deltas.training.model_copy(update={"steps": steps, "batch": 256, "lr": 5e-3})
+    data, check = (
+        (a.x, torch.stack([a.y[i] - bases[layer](a.x[i]) for i, layer in enumerate(LAYERS)])) for a in (train, validation)
+    )
+    stack, _ = deltas.fit(settings, data, check, D_NEW, seed)
+    return {layer: BaseDelta(bases[layer], stack[i]) for i, layer in enumerate(LAYERS)}
+
+
+@pytest.fixture(scope="module")
+def pairs(plain, planted, smoke):
+    bases = {layer: Exact(plain.model.layers[layer]) for layer in LAYERS}
+    return learned(smoke, bases, held(planted, asked("train", 40)), held(planted, asked("validation")), 0, 400)
+
+
+def total_kl(table):
+    return table.kl_question + table.kl_decision + table.kl_body
+
+
+@pytest.fixture(scope="module")
+def measured(planted, smoke, pairs):
+    """KL of each test prompt: raw, and base only and base + delta at either layer."""
+    conditions = {"raw": {}}
+    for layer, pair in pairs.items():
+        conditions |= {("base", layer): {layer: BaseDelta(pair.base, pair.delta, 0.0)}, ("full", layer): {layer: pair}}
+    tables = evaluation.teacher_forced(smoke, planted, asked("test", 30), list(conditions.values()))
+    return {name: total_kl(table) for name, table in zip(conditions, tables, strict=True)}
+
+
+def test_the_right_layer_is_found(measured):
+    p = [stats.paired_p(measured["base", layer], measured["raw"]) for layer in LAYERS]
+    gaps = [stats.difference(measured["base", layer], measured["raw"]).value for layer in LAYERS]
+    assert stats.holm(p)[1] < 0.001 and gaps[1] > 100 * abs(gaps[0]) and gaps[0] < 1e-4
+
+
+def test_the_delta_closes_the_gap_there(measured, planted, pairs):
+    assert stats.gap_closed(measured["base", 1], measured["full", 1], measured["raw"]).low > 0.5
+    a = held(planted, asked("test", 30))
+    left = (a.y[1] - pairs[1](a.x[1])).square().sum() / (a.y[1] - pairs[1].base(a.x[1])).square().sum()
+    assert left < 0.3
+
+
+def test_the_dial_is_right_at_one(planted, pairs):
+    """Along the planted change, base + alpha * delta moves alpha times as far as the finetuning did."""
+    a = held(planted, asked("test", 30))
+    change = a.y[1] - pairs[1].base(a.x[1])
+    moved = (pairs[1].delta(a.x[1]) * change).sum(-1)
+    slope = stats.ratio(by_prompt(moved, a.prompt), by_prompt(change.square().sum(-1), a.prompt))
+    assert 0.8 < slope.value <= 1.02 and slope.high - slope.low < 0.1
+
+
+def test_necessity_and_sufficiency(planted, smoke, pairs):
+    """Ranked on validation, tested on test: without the best features the gap opens, with them alone it closes."""
+    prompts = asked("validation", 20)
+    wrote = generation.generate(planted.hf, planted.tokenizer, [question(p.input) for p in prompts], 12)
+    behaviour = [replace(p, target=text) for p, text in zip(prompts, wrote, strict=True)]  # what the planted model does
+    ranked = features.attribution(smoke, planted, behaviour, {1: pairs[1]})
+    assert sorted(ranked.feature) == list(range(D_NEW)) and ranked.score.is_monotonic_decreasing
+    best, other = ranked.head(2), features.matched(ranked, ranked.head(2), 0)
+    assert not set(best.feature) & set(other.feature) and len(other) == 2
+    one = {1: pairs[1]}
+    conditions = [
+        {}, one, features.keeping(one, best), features.keeping(one, other),
+        features.removing(one, best, ranked), features.removing(one, other, ranked), features.keeping(one, ranked),
+    ]  # fmt: skip
+    tables = [total_kl(t) for t in evaluation.teacher_forced(smoke, planted, asked("test", 30), conditions)]
+    _, full, keep, keep_other, remove, remove_other, everything = tables
+    assert np.allclose(everything, full, atol=1e-5)
+    assert stats.difference(keep_other, keep).low > 0
+    assert stats.difference(remove, remove_other).low > 0
+    with pytest.raises(ValueError, match="too few others"):
+        features.matched(ranked, ranked.head(5), 0)
+
+
+def test_attribution_is_the_gradient_by_hand(planted, smoke, pairs):
+    """Against a finite difference: what a slightly weaker feature costs."""
+    prompts = asked("validation", 4)
+    top = features.attribution(smoke, planted, prompts, {1: pairs[1]}).iloc[0]
+    small, delta = 1e-2, pairs[1].delta
+    weight = torch.ones(D_NEW, 1)
+    weight[int(top.feature)] = 1 - small
+    weaker = Transcoder(delta.W_enc, delta.b_enc, delta.threshold, delta.W_dec * weight, delta.b_dec)
+    conditions = [{1: pairs[1]}, {1: BaseDelta(pairs[1].base, weaker)}]
+    before, after = evaluation.teacher_forced(smoke, planted, prompts, conditions)
+    assert (after.nats.mean() - before.nats.mean()) / small == pytest.approx(top.score, rel=0.1)
+
+
+def test_training_through_the_model_lowers_what_it_aims_at(planted, smoke, pairs):
+    bases = {layer: pair.base for layer, pair in pairs.items()}
+    start = {1: learned(smoke, bases, held(planted, asked("train")), held(planted, asked("validation")), 1, 20)[1]}
+    before = start[1].delta.W_enc.clone()
+    x, prompts = held(planted, asked("test", 20)), asked("test", 20)
+    l0 = (start[1].delta.encode(x.x[1]) > 0).sum(-1).float().mean().item()
+    kl, fvu = {}, {}
+    for name, weights in objectives.OBJECTIVES.items():
+        new = objectives.train_through(planted, start, asked("train", 40), weights, {1: l0}, steps=40, batch=16, lr=1e-2)
+        kl[name] = total_kl(evaluation.teacher_forced(smoke, planted, prompts, [new])[0]).mean()
+        fvu[name] = (x.y[1] - new[1](x.x[1])).square().sum().item()
+        assert (new[1].delta.encode(x.x[1]) > 0).sum(-1).float().mean().item() == pytest.approx(l0, rel=0.5)
+    untrained = total_kl(evaluation.teacher_forced(smoke, planted, prompts, [start])[0]).mean()
+    assert torch.equal(start[1].delta.W_enc, before)
+    assert max(kl.values()) < untrained and kl["KL"] < kl["MSE"] and fvu["MSE"] < fvu["KL"]
+
+
+def test_nothing_is_claimed_where_nothing_was_planted(tiny, smoke):
+    """Twenty seeds of a delta trained on a model that was not finetuned, against one trained on its base.
+
+    The two differ by seed and prompts only. A claim is a mean difference in KL over seeds with Holm's p below 0.05.
+    """
+    bases = {layer: Transcoder.initialised((), 32, 48, layer, 0.5).requires_grad_(False) for layer in LAYERS}
+    test, validation = asked("test", 10), held(tiny, asked("validation", 6))
+    differences = []
+    for seed in range(20):
+        both = [
+            learned(smoke, bases, held(tiny, asked("train", 12, 2 * seed + i)), validation, 2 * seed + i, 25) for i in (0, 1)
+        ]
+        conditions = [{layer: made[layer]} for layer in LAYERS for made in both]
+        kl = [total_kl(t).mean() for t in evaluation.teacher_forced(smoke, tiny, test, conditions)]
+        differences.append([kl[0] - kl[1], kl[2] - kl[3]])
+    assert np.abs(differences).min() > 0
+    assert (stats.holm(ttest_1samp(differences, 0).pvalue) >= 0.05).all()
