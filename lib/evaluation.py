@@ -148,6 +148,22 @@ def rescored(
     return [new.join(old[kept]) for new, old in zip(forced, tables, strict=True)]
 
 
+def against(table: pd.DataFrame, raw: pd.DataFrame) -> dict[str, float]:
+    """A condition minus the raw model, paired by prompt: `ce_rise` in nats a token of the answer, `calls_rise` in calls.
+
+    `p_ce` and `p_calls` are two-sided, of sign flips, not yet adjusted for a family.
+    """
+    rises = {
+        "ce_rise": stats.ratio(table.nats - raw.nats, raw.tokens),
+        "calls_rise": stats.difference(table.tool_call_rate, raw.tool_call_rate),
+    }
+    p_values = {
+        "p_ce": stats.paired_p(table.nats, raw.nats),
+        "p_calls": stats.paired_p(table.tool_call_rate, raw.tool_call_rate),
+    }
+    return stats.columns(rises) | p_values
+
+
 def total_kl(table: pd.DataFrame) -> pd.Series:
     """KL(raw || replaced) of each prompt, over all its tokens, nats."""
     return table.kl_question + table.kl_decision + table.kl_body

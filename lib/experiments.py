@@ -108,7 +108,8 @@ def exp2(
     """One row for each format of scoring, extent, subset and dose, in the published columns (`evaluation.summary`).
 
     `prompts` are by subset; an extent is what is replaced together, under its name in the column `layer`;
-    a dose is a condition's name and its alpha, None for the raw model. Generations go to the folder `keep`.
+    a dose is a condition's name and its alpha, None for the raw model. Replaced models are also compared with
+    the raw one, prompt by prompt (`evaluation.against`). Generations go to the folder `keep`.
     """
     d_new, percentile = widest(profile)
     cells = [(where, name, alpha) for where in extents for name, alpha in doses.items() if alpha is not None]
@@ -127,7 +128,8 @@ def exp2(
                 tables = evaluation.rescored(under, model, asked, conditions, tables)
             for (where, name, alpha), table in zip([*raws, *cells], [*tables[:1] * len(raws), *tables[1:]], strict=True):
                 row = {"layer": where, "subset": subset, "condition": name, "d_new": d_new, "percentile": percentile}
-                rows.append(row | {"alpha": alpha, "ce_format": form, **evaluation.summary(table)})
+                against_raw = {} if alpha is None else evaluation.against(table, tables[0])
+                rows.append(row | {"alpha": alpha, "ce_format": form, **evaluation.summary(table), **against_raw})
                 if keep:
                     file = keep / f"{subset}_layer_{where}_{name}.jsonl"
                     write_jsonl(evaluation.records(name, asked, table.generation), file)

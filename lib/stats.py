@@ -13,6 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 1000
+FLIPS = 1999  # the smallest p is 1 / 2000
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def paired_p(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
     if not d.any():
         return 1.0
     return permutation_test(
-        (d,), lambda x, axis: x.mean(axis), permutation_type="samples", vectorized=True, n_resamples=9999, batch=500,
+        (d,), lambda x, axis: x.mean(axis), permutation_type="samples", vectorized=True, n_resamples=FLIPS, batch=500,
         rng=np.random.default_rng(seed),
     ).pvalue  # fmt: skip
 
