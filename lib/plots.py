@@ -88,7 +88,7 @@ def by_subset(table: pd.DataFrame, x: str, y: str, series: str, title: str, path
     ticks = sorted(table[x].unique())
     fig.update_xaxes(title=x, tickvals=ticks[:: max(1, len(ticks) // 6)])
     fig.update_yaxes(title=title, col=1).update_yaxes(**y_axis)
-    fig.update_layout(legend=dict(orientation="h", y=-0.2))
+    fig.update_layout(legend=dict(orientation="h", y=-0.24))
     return save_figure(fig, path, table, alt)
 
 
