@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from lib import profiles
+from lib.paths import ROOT
 from lib.published import EXP1
 
 P = profiles.load("nano")
@@ -68,3 +69,27 @@ def test_the_tables_agree_with_one_another():
 def test_published_aggregates_are_the_published_ones(shared):
     published = pd.read_csv(shared / "published/exp1_combo_summary.csv")
     pd.testing.assert_frame_equal(EXP1.sort_index(axis=1), published[EXP1.columns].sort_index(axis=1))
+
+
+def test_the_ledger_is_complete_and_the_readme_says_the_same():
+    ledger = table("claims.csv")
+    assert len(ledger) >= 13 and ledger.verdict.notna().all()
+    readme = (ROOT / "README.md").read_text()
+    for row in ledger.itertuples():
+        assert f"| {row.claim} | {row.verdict} |" in readme, row.claim
+        assert row.effect_corrected_low <= row.effect_corrected <= row.effect_corrected_high and row.n_corrected > 0
+
+
+def test_controls_are_where_they_must_be():
+    rows = table("controls.csv").query("subset == 'tool'").set_index("control")
+    assert rows.kl["oracle"] < 1e-3 and rows.kl_gap_closed["oracle"] > 0.999
+    assert abs(rows.kl_gap_closed["same_model"]) < 0.01 and rows.fvu["same_model"] == pytest.approx(rows.fvu["base"], rel=1e-3)
+    assert rows.fvu["mean"] == pytest.approx(1, abs=0.05) and rows.kl["zero"] > rows.kl["base"] < rows.kl["mean"]
+    assert rows.kl_gap_closed_low["delta"] > rows.kl_gap_closed_high["shuffled"]
+    assert (rows.n_examples >= 200).all() and rows.drop(index="raw").parameters.notna().all()
+
+
+def test_the_headline_has_five_seeds_and_every_kind_its_200():
+    seeds = table("seeds.csv")
+    assert seeds.seed.nunique() >= 5 and (seeds.groupby("subset").size() >= 5).all()
+    assert (table("kinds.csv").n_examples >= 200).all() and (table("pairs.csv").n >= 200).all()
