@@ -72,7 +72,7 @@ def teacher_forced(
         batch = batch.to(model.hf.device)
         is_bos = batch.ids == model.tokenizer.bos_token_id
         acts_at = batch.attention.bool() & ~is_bos
-        row, decides = torch.arange(len(batch.ids)), batch.answer.int().argmax(1)
+        row, decides = torch.arange(len(is_bos), device=is_bos.device), batch.answer.int().argmax(1)
         copy_ids = batch.ids[row, is_bos[:, 0].long()]  # a copy begins as the question does
         under = logits_under(model, batch, [RAW, *watched], protocol.scope)
         raw = metrics.log_probs(next(under))

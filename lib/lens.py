@@ -28,7 +28,7 @@ def decision_by_layer(profile: Profile, model: LanguageModel, prompts: Sequence[
         for batch in batches(model.tokenizer, list(prompts), profile.evaluation.tokens_batch):
             batch = batch.to(model.hf.device)
             model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
-            row, reads = torch.arange(len(batch.ids)), batch.answer.int().argmax(1) - 1
+            row, reads = torch.arange(len(batch.ids), device=batch.ids.device), batch.answer.int().argmax(1) - 1
             directions = model.hf.lm_head.weight[call_id] - model.hf.lm_head.weight[batch.ids[:, 1]]  # (batch, d_model)
             stream = [cache[name][row, reads] for name in names]  # before the lens itself fires hooks
             rows.append(torch.stack([(norm(h) * directions).sum(-1) for h in stream], 1).float().cpu())

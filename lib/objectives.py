@@ -69,6 +69,6 @@ def train_through(
         optimizer.step()
         optimizer.zero_grad()
         for layer, delta in learned.items():
-            hold(delta, active[layer], torch.tensor(l0[layer]), lr, floors[layer])
+            hold(delta, active[layer], torch.tensor(l0[layer]).to(active[layer]), lr, floors[layer])
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
     return {layer: BaseDelta(mlp.base, mlp.delta.requires_grad_(False)) for layer, mlp in current.items()}

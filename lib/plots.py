@@ -42,7 +42,7 @@ pio.templates["book"] = go.layout.Template(
     layout=dict(
         font=dict(family="DejaVu Sans, Arial, sans-serif", size=15, color="black"),
         paper_bgcolor="white", plot_bgcolor="white", width=900, height=480,
-        margin=dict(l=75, r=25, t=40, b=65),
+        margin=dict(l=75, r=25, t=55, b=65),
         title=dict(x=0.02, xanchor="left", font=dict(size=17)),
         xaxis=dict(showline=True, linecolor="black", ticks="outside", gridcolor="#e5e5e5", zeroline=False),
         yaxis=dict(automargin=True, showline=True, linecolor="black", ticks="outside", gridcolor="#e5e5e5", zeroline=False),
