@@ -20,7 +20,6 @@ from lib.transcoders import BaseDelta, Transcoder
 
 OBJECTIVES = {"MSE": (1.0, 0.0), "MSE + KL": (1.0, 1.0), "KL": (0.0, 1.0)}
 """Weights of the mean squared error, over the output's variance, and of the mean KL(raw || replaced) in nats."""
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def train_through(
@@ -39,7 +38,7 @@ def train_through(
     model.hf.requires_grad_(False)
     learned = {layer: Transcoder.stacked([mlp.delta])[0].requires_grad_(True) for layer, mlp in pairs.items()}
     current = {layer: BaseDelta(pairs[layer].base, delta) for layer, delta in learned.items()}
-    parameters = [getattr(delta, name) for delta in learned.values() for name in PARAMETERS]
+    parameters = [parameter for delta in learned.values() for parameter in delta.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=True)
     sites, scale = {layer: model.site.at(layer) for layer in pairs}, model.site.scale(model.d_model)
     floors = {layer: delta.threshold.clone() for layer, delta in learned.items()}
