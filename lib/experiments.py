@@ -130,7 +130,7 @@ def exp2(
                 row = {"layer": where, "subset": subset, "condition": name, "d_new": d_new, "percentile": percentile}
                 against_raw = {} if alpha is None else evaluation.against(table, tables[0])
                 rows.append(row | {"alpha": alpha, "ce_format": form, **evaluation.summary(table), **against_raw})
-                if keep:
+                if keep and form == formats[0]:  # what is written does not depend on the format of scoring
                     file = keep / f"{subset}_layer_{where}_{name}.jsonl"
                     write_jsonl(evaluation.records(name, asked, table.generation), file)
     return pd.DataFrame(rows)
