@@ -67,7 +67,7 @@ def shuffled(parts: Iterable[Activations], batch: int, buffer: int, seed: int) -
         prompt, order = torch.cat([p.prompt for p in held]), torch.randperm(n, generator=draw)
         *out, rest = order.split([batch] * (n // 2 // batch) + [n - n // 2 // batch * batch])
         for pick in out:
-            yield Activations(x[:, pick], y[:, pick], prompt[pick])
+            yield Activations(x.index_select(1, pick), y.index_select(1, pick), prompt[pick])
         held, n = [Activations(x[:, rest], y[:, rest], prompt[rest])], len(rest)
 
 

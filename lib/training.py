@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
 from lib.profiles import Training
@@ -56,6 +57,7 @@ def train(
     checks_without_gain, rows = 0, []
     dtype = getattr(torch, settings.precision)
     warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
+    to_explain = variance(validation[1])
     for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
         x, target = next(batches)
         if step == 0:
@@ -65,8 +67,8 @@ def train(
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = stack.encode(x)
             y = stack.decode(f)
-        mse = (y - target / scale[..., None]).square().mean((-1, -2))
-        loss = mse.sum()
+        target = target / scale[..., None]
+        loss = mse_loss(y, target, reduction="sum") / target.shape[-2:].numel()  # of all members, each on its own
         if settings.l1:
             ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
             loss = loss + (settings.l1 * ramp / scale[..., 0] * f.mean((-1, -2))).sum()
@@ -83,23 +85,15 @@ def train(
             if l0 is not None:
                 hold(stack, active.sum(-1) / x.shape[-2], l0, settings.lr, FLOOR)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            now, l0_now = validate(_scaled(stack, scale), validation)
+            now, l0_now = validate(_scaled(stack, scale), validation, to_explain)
             gain = now < best_fvu
             best_fvu = torch.where(gain, now, best_fvu)
             for name, value in stack.state_dict().items():
                 best[name][gain] = value[gain]
             checks_without_gain = 0 if gain.any() else checks_without_gain + 1
-            rows += [
-                (step + 1, i, *values)
-                for i, values in enumerate(
-                    zip(
-                        (mse * scale[..., 0] ** 2).flatten().tolist(),
-                        now.flatten().tolist(),
-                        l0_now.flatten().tolist(),
-                        strict=True,
-                    )
-                )
-            ]
+            mse = (y.detach() - target).square().mean((-1, -2)) * scale[..., 0] ** 2
+            columns = [values.flatten().tolist() for values in (mse, now, l0_now)]
+            rows += [(step + 1, member, *values) for member, values in enumerate(zip(*columns, strict=True))]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
             if checks_without_gain == settings.patience:
                 break
@@ -119,16 +113,20 @@ def hold(stack: Transcoder, active: Float[Tensor, "*n"], l0: Float[Tensor, "*n"]
 
 
 @torch.no_grad()
-def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[Tensor, Tensor]:
-    """FVU and L0 of every member on held-out tokens."""
+def validate(stack: Transcoder, validation: Batch, to_explain: Float[Tensor, "*n"], chunk: int = 2048) -> tuple[Tensor, Tensor]:
+    """FVU and L0 of every member on held-out tokens, given the `variance` of the targets."""
     x, target = validation
-    n = target.shape[-2]
     error, active = 0.0, 0.0
-    for i in range(0, n, chunk):
-        f = stack.encode(x[..., i : i + chunk, :])
-        error = error + (stack.decode(f) - target[..., i : i + chunk, :]).square().sum((-1, -2))
-        active = active + (f > 0).sum((-1, -2))
-    return error / (target - target.mean(-2, keepdim=True)).square().sum((-1, -2)), active / n
+    for a, b in zip(x.split(chunk, -2), target.split(chunk, -2), strict=True):
+        f = stack.encode(a)
+        error = error + (stack.decode(f) - b).square().sum((-1, -2))
+        active = active + f.sign().sum((-1, -2))
+    return error / to_explain, active / target.shape[-2]
+
+
+def variance(y: Float[Tensor, "*n token d_model"]) -> Float[Tensor, "*n"]:
+    """Squared distance from the mean, summed over tokens and dimensions."""
+    return (y - y.mean(-2, keepdim=True)).square().sum((-1, -2))
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ class Transcoder(nn.Module):
         """Feature activations, never negative."""
         p = x @ self.W_enc
         p = p.add_(self.b_enc.unsqueeze(-2).to(p.dtype))
-        return p.where(p > self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype), 0)
+        return p * (p > self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype))  # several times faster than `where`
 
     def decode(self, f: Float[Tensor, "*n token d_sae"]) -> Float[Tensor, "*n token d_model"]:
         return f @ self.W_dec + self.b_dec.unsqueeze(-2)
