@@ -11,7 +11,9 @@ parameters apart, so a member learns what it would learn alone. Bases and deltas
 Features silent over the last `SILENCE` tokens have their bias raised until they fire again.
 """
 
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lib.paths import replacing
 from lib.profiles import Training
 from lib.transcoders import Transcoder
 
@@ -26,6 +29,31 @@ SILENCE = 20_000
 FLOOR = 1e-2  # of a threshold that is moved to hold an L0
 
 Batch = tuple[Float[Tensor, "*n token d_model"], Float[Tensor, "*n token d_model"]]
+
+
+class Checkpoint:
+    """Where a training stood at its last check, in a file.
+
+    `of` says which training; what another one left in the file is passed over. `ValueError` for a damaged file.
+    """
+
+    def __init__(self, path: Path, of: str, device: torch.device | str = "cpu"):
+        self.path, self.of, self.state = path, of, {}
+        if path.exists():
+            try:
+                state = torch.load(path, device, weights_only=True)
+            except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+                raise ValueError(f"{path}: damaged or not a checkpoint; delete it to train from the start") from None
+            self.state = state if state["of"] == of else {}
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.state.get("step", 0)
+
+    def save(self, **state) -> None:
+        with replacing(self.path) as temporary:
+            torch.save({"of": self.of, **state}, temporary)
 
 
 def train(
@@ -37,11 +65,14 @@ def train(
     frozen: tuple[str, ...] = (),
     warm: bool = False,
     progress: str = "training",
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Train `stack` in place; each member ends with its best parameters by validation loss.
 
     `warm`: it goes on from the stack's parameters, instead of first moving them to the targets.
     Parameters named in `frozen` keep what they began with, up to the scale of the targets.
+    A `checkpoint` is written at every check. Where it holds the state of this training, that is gone on from, and
+    `batches` begins at `checkpoint.step`; the result is the same, bit for bit.
     Returns the learning curves, one row per check and member: `step`, `member` (its index in the
     flattened leading dimensions), `loss` (mean squared error on the batch), `fvu` and `l0` on the
     validation tokens.
@@ -53,10 +84,18 @@ def train(
     silent = torch.zeros_like(stack.b_enc)  # tokens since a feature was last active
     best = {name: value.clone() for name, value in stack.state_dict().items()}
     best_fvu = stack.b_enc.new_full(stack.b_enc.shape[:-1], torch.inf)
-    checks_without_gain, rows = 0, []
+    start, checks_without_gain, rows = 0, 0, []
+    if checkpoint and checkpoint.state:
+        state = checkpoint.state
+        stack.load_state_dict(state["stack"])
+        optimizer.load_state_dict(state["optimizer"])
+        silent, best, best_fvu, scale = state["silent"], state["best"], state["best_fvu"], state["scale"]
+        start, checks_without_gain, rows = state["step"], state["checks_without_gain"], state["rows"]
     dtype = getattr(torch, settings.precision)
     warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
-    for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
+    for step in (bar := tqdm(range(start, settings.steps), desc=progress, mininterval=2)):
+        if checks_without_gain == settings.patience:
+            break
         x, target = next(batches)
         if step == 0:
             scale = _start(stack, x, target, l0, warm)
@@ -101,8 +140,11 @@ def train(
                 )
             ]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
-            if checks_without_gain == settings.patience:
-                break
+            if checkpoint:
+                checkpoint.save(
+                    stack=stack.state_dict(), optimizer=optimizer.state_dict(), silent=silent, best=best, best_fvu=best_fvu,
+                    scale=scale, step=step + 1, checks_without_gain=checks_without_gain, rows=rows,
+                )  # fmt: skip
     stack.load_state_dict(best)
     stack.load_state_dict(_scaled(stack, scale).state_dict())
     stack.requires_grad_(False)
@@ -123,12 +165,16 @@ def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[T
     """FVU and L0 of every member on held-out tokens."""
     x, target = validation
     n = target.shape[-2]
-    error, active = 0.0, 0.0
+    error, active, total, squares = 0.0, 0.0, 0.0, 0.0
+    centre = target[..., :chunk, :].mean(-2, keepdim=True)  # near the mean, so that little is lost in the difference below
     for i in range(0, n, chunk):
+        some = target[..., i : i + chunk, :]
         f = stack.encode(x[..., i : i + chunk, :])
-        error = error + (stack.decode(f) - target[..., i : i + chunk, :]).square().sum((-1, -2))
+        error = error + (stack.decode(f) - some).square().sum((-1, -2))
         active = active + (f > 0).sum((-1, -2))
-    return error / (target - target.mean(-2, keepdim=True)).square().sum((-1, -2)), active / n
+        total = total + (some - centre).sum(-2)
+        squares = squares + (some - centre).square().sum((-1, -2))
+    return error / (squares - total.square().sum(-1) / n), active / n
 
 
 @torch.no_grad()
