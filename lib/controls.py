@@ -94,7 +94,7 @@ class Material:
 
     def left_by(self, mlps: dict[int, MLP], held: Activations) -> Float[Tensor, "layer token d_model"]:
         """y - mlp(x) of every layer."""
-        return torch.stack([deltas.left_by([mlps[layer]], held.x[i], held.y[i])[0] for i, layer in enumerate(self.layers)])
+        return deltas.left_by([[mlps[layer]] for layer in self.layers], held.x, held.y)[:, 0]
 
 
 @dataclass(frozen=True)

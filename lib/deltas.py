@@ -1,15 +1,24 @@
 """Which base and which delta belong to a layer, d_new and percentile; and training all deltas at once."""
 
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lib import activations
+from lib.encoding import Encoded
+from lib.hooks import MLP
 from lib.models import LanguageModel
 from lib.profiles import Profile, Training, local_or_hub
-from lib.training import Batch, train
+from lib.training import Batch, Checkpoint, train
 from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
 
 
@@ -35,10 +44,42 @@ def load_pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, pe
 
 
 @torch.no_grad()
-def left_by(bases: list[Transcoder], x: Tensor, y: Tensor) -> Tensor:
-    """What each base leaves of one layer, `y - base(x)`, computed once: (base, token, d_model)."""
-    left = [torch.cat([b - base(a) for a, b in zip(x.split(8192), y.split(8192), strict=True)]) for base in bases]
-    return torch.stack(left)
+def left_by(
+    bases: Sequence[Sequence[MLP]], x: Float[Tensor, "layer token d_model"], y: Float[Tensor, "layer token d_model"]
+) -> Float[Tensor, "layer base token d_model"]:
+    """What each base of each layer leaves, `y - base(x)`."""
+
+    def left(base: MLP, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([b - base(a) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
+
+    of_layers = zip(bases, x, y, strict=True)
+    return torch.stack([torch.stack([left(base, a, b) for base in of_layer]) for of_layer, a, b in of_layers])
+
+
+def held_size(profile: Profile, tokens: int, layers: int, percentiles: int, d_model: int) -> tuple[int, bool]:
+    """Bytes of the inputs and targets that deltas are trained and validated on, and whether they go to files."""
+    size = 4 * tokens * layers * (1 + percentiles) * d_model
+    return size, size > profile.memory.data_gb * 1e9
+
+
+def targets(
+    profile: Profile, model: LanguageModel, layers: list[int], percentiles: list[float], splits: Sequence[list[Encoded]]
+) -> list[Batch]:
+    """For each split, inputs (layer, 1, token, d_model) and what the bases leave (layer, percentile, token, d_model).
+
+    One pass of the model for all layers, in which each base is run once on each token. Held in memory, or in
+    files under the profile's data where all splits together are more than `memory.data_gb`.
+    """
+    bases = [[load_base(profile, model, layer, percentile)[0] for percentile in percentiles] for layer in layers]
+    counts = [activations.count(model, batches) for batches in splits]
+    _, to_files = held_size(profile, sum(counts), len(layers), len(percentiles), model.d_model)
+
+    def parts(batches: list[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in activations.stream(model, layers, tqdm(batches, desc="activations", mininterval=2)):
+            yield part.x[:, None], left_by(bases, part.x, part.y)
+
+    folder = profile.paths.data if to_files else None
+    return [activations.hold(parts(batches), n, folder) for batches, n in zip(splits, counts, strict=True)]
 
 
 def fit(
@@ -49,45 +90,50 @@ def fit(
     seed: int,
     frozen: tuple[str, ...] = (),
     progress: str = "deltas",
+    checkpoint: Path | None = None,
 ) -> tuple[Transcoder, pd.DataFrame]:
     """Deltas trained together, one for each leading index of the targets, and their learning curves.
 
-    `data` and `validation` are inputs and targets held in memory, (*n, token, d_model) each; inputs broadcast.
+    `data` and `validation` are inputs and targets, (*n, token, d_model) each, as tensors or `activations.Rows`; inputs
+    broadcast. Training that finds its own `checkpoint` goes on from it, to the same result.
     """
     x, target = data
     stack = Transcoder.initialised(target.shape[:-2], target.shape[-1], d_new, seed, settings.threshold).to(x.device)
-    picks = activations.repeated(target.shape[-2], settings.batch, seed)
+    kept = checkpoint and Checkpoint(checkpoint, _of(settings, data, d_new, seed, frozen), x.device)
+    picks = islice(activations.repeated(target.shape[-2], settings.batch, seed), kept.step if kept else 0, None)
     batches = ((x.index_select(-2, pick), target.index_select(-2, pick)) for pick in picks)  # much faster than x[..., pick, :]
-    return stack, train(stack, batches, validation, settings, frozen=frozen, progress=progress)
+    return stack, train(stack, batches, validation, settings, frozen=frozen, progress=progress, checkpoint=kept)
+
+
+def _of(settings: Training, data: Batch, d_new: int, seed: int, frozen: tuple[str, ...]) -> str:
+    """What tells one training from another: its settings, the shape of its data and the first of them."""
+    found = hashlib.sha256(json.dumps([settings.model_dump(), [*data[1].shape], d_new, seed, frozen]).encode())
+    for tensor in data:
+        found.update(tensor[..., :256, :].contiguous().cpu().numpy())
+    return found.hexdigest()
 
 
 def train_deltas(
-    profile: Profile,
-    model: LanguageModel,
-    layers: list[int],
-    train_on: activations.Activations,
-    validate_on: activations.Activations,
+    profile: Profile, model: LanguageModel, layers: list[int], train_on: list[Encoded], validate_on: list[Encoded]
 ) -> pd.DataFrame:
     """Train and save the delta of every layer, d_new and percentile, on what its base leaves.
 
-    All layers and percentiles of one d_new are one stack and learn together. Returns the learning
-    curves: `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
+    All layers (or `memory.layers` of them at once) and percentiles of one d_new are one stack and learn together.
+    Interrupted, it goes on from its last checkpoint to the same result. Returns the learning curves:
+    `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
-    percentiles, settings = profile.transcoders.percentiles, profile.deltas.training
-    bases = [[load_base(profile, model, layer, p)[0] for p in percentiles] for layer in layers]
-    target, validation_target = (
-        torch.stack([left_by(bases[i], a.x[i], a.y[i]) for i in range(len(layers))]) for a in (train_on, validate_on)
-    )  # (layer, percentile, token, d_model)
-    data, validation = (train_on.x[:, None], target), (validate_on.x[:, None], validation_target)
-    curves = []
-    for d_new in profile.deltas.d_new:
-        stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=f"deltas of {d_new} features")
-        member = curve.pop("member")
-        curve.insert(0, "layer", member.map(lambda m: layers[m // len(percentiles)]))
-        curve.insert(1, "d_new", d_new)
-        curve.insert(2, "percentile", member.map(lambda m: percentiles[m % len(percentiles)]))
-        curves.append(curve)
-        for i, layer in enumerate(layers):
-            for j, percentile in enumerate(percentiles):
-                save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))
+    percentiles, at_once = profile.transcoders.percentiles, profile.memory.layers or len(layers)
+    checkpoints, curves = profile.paths.deltas / f"{model.site.name}.checkpoints", []
+    for chunk in (layers[i : i + at_once] for i in range(0, len(layers), at_once)):
+        data, validation = targets(profile, model, chunk, percentiles, (train_on, validate_on))
+        for d_new in profile.deltas.d_new:
+            kept, words = checkpoints / f"layers_{chunk[0]}_{chunk[-1]}_d_new_{d_new}.pt", f"deltas of {d_new} features"
+            stack, curve = fit(profile.deltas.training, data, validation, d_new, profile.seed, progress=words, checkpoint=kept)
+            for i, layer in enumerate(chunk):
+                for j, percentile in enumerate(percentiles):
+                    save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))
+            members = pd.MultiIndex.from_product([chunk, [d_new], percentiles], names=["layer", "d_new", "percentile"])
+            curves.append(pd.concat([members[curve.pop("member")].to_frame(index=False), curve], axis=1))
+        del data, validation  # before the next layers' are made
+    shutil.rmtree(checkpoints)
     return pd.concat(curves, ignore_index=True)

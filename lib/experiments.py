@@ -39,7 +39,7 @@ def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], laye
     """
     form = profile.protocol.ce_format
     batches = encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch, form)
-    seen = activations.collect(model, layers, batches)
+    seen = activations.collect(model, layers, batches, device="cpu")
     rows = []
     for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
         percentiles, widths = profile.transcoders.percentiles, profile.deltas.d_new
@@ -48,7 +48,7 @@ def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], laye
         conditions = {"raw": evaluation.RAW} | {key: {layer: mlp} for key, mlp in (alone | pairs).items()}
         measured = evaluation.teacher_forced(profile, model, prompts, list(conditions.values()))
         cost = {key: _scored(table, prompts) for key, table in zip(conditions, measured, strict=True)}
-        x, y = seen.x[i], seen.y[i]
+        x, y = seen.x[i].to(model.hf.device), seen.y[i].to(model.hf.device)
         for q in percentiles:
             base = alone[q, None].base(x)
             columns = _cost("raw", cost["raw"], None)

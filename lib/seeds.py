@@ -1,7 +1,5 @@
 """The headline figures again, from another finetuning and other deltas: what a seed alone changes."""
 
-import torch
-
 from lib import activations, deltas, encoding, evaluation, experiments, metrics, models
 from lib.finetune import finetune
 from lib.models import LanguageModel
@@ -30,7 +28,7 @@ def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
     for subset in SUBSETS.values():
         asked = by_subset(prompts["test"], n_prompts)[subset]
         raw, base, full = evaluation.measure(profile, model, asked, [{}, alone, pairs])
-        seen = _held(profile, model, layers, asked, subset)
+        seen = activations.collect(model, layers, _batches(profile, model, asked), f"{subset} activations")
         closed = evaluation.gaps(full, base, raw)
         found = {
             "raw_calls": raw.tool_call_rate.mean(), "base_calls": base.tool_call_rate.mean(),
@@ -56,17 +54,12 @@ def anew(profile: Profile, seed: int, prompts: dict[str, list[Prompt]]) -> tuple
     finetune(hf, tokenizer, prompts["train"], prompts["validation"], own.finetune, own.paths.finetuned, seed)
     model = models.load(profile, own.paths.finetuned)
     layers, (d_new, percentile) = models.layers_of(profile, model.n_layers), experiments.widest(profile)
-    bases = [deltas.load_base(profile, model, layer, percentile)[0] for layer in layers]
-    held = [_held(profile, model, layers, prompts[split], split) for split in ("train", "validation")]
-    data, check = ((a.x, torch.stack([_left(b, x, y) for b, x, y in zip(bases, a.x, a.y, strict=True)])) for a in held)
+    splits = [_batches(profile, model, prompts[split]) for split in ("train", "validation")]
+    data, check = deltas.targets(profile, model, layers, [percentile], splits)
     stack, _ = deltas.fit(profile.deltas.training, data, check, d_new, seed, progress=f"seed {seed}")
-    return model, {layer: BaseDelta(bases[i], stack[i]) for i, layer in enumerate(layers)}
+    bases = [deltas.load_base(profile, model, layer, percentile)[0] for layer in layers]
+    return model, {layer: BaseDelta(bases[i], stack[i, 0]) for i, layer in enumerate(layers)}
 
 
-def _held(profile, model, layers, prompts, words) -> activations.Activations:
-    batches = encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch)
-    return activations.collect(model, layers, batches, f"{words} activations")
-
-
-def _left(base, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return deltas.left_by([base], x, y)[0]
+def _batches(profile, model, prompts) -> list[encoding.Encoded]:
+    return encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch)

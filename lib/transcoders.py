@@ -69,13 +69,13 @@ class Transcoder(nn.Module):
 
     @classmethod
     def initialised(cls, shape: tuple[int, ...], d_model: int, d_sae: int, seed: int, threshold: float = 0.0) -> "Transcoder":
-        """An untrained stack: random encoder columns and decoder rows of length one, zero biases."""
+        """An untrained stack: random encoder columns and decoder rows of length one, the same in all; zero biases."""
         draw = torch.Generator().manual_seed(seed)
-        W_enc = nn.functional.normalize(torch.randn(*shape, d_model, d_sae, generator=draw), dim=-2)
-        W_dec = nn.functional.normalize(torch.randn(*shape, d_sae, d_model, generator=draw), dim=-1)
-        return cls(
-            W_enc, torch.zeros(*shape, d_sae), torch.full((*shape, d_sae), threshold), W_dec, torch.zeros(*shape, d_model)
-        )
+        W_enc = nn.functional.normalize(torch.randn(d_model, d_sae, generator=draw), dim=-2)
+        W_dec = nn.functional.normalize(torch.randn(d_sae, d_model, generator=draw), dim=-1)
+        b_enc, b_dec = torch.zeros(d_sae), torch.zeros(d_model)
+        one = (W_enc, b_enc, torch.full_like(b_enc, threshold), W_dec, b_dec)
+        return cls(*(parameter.expand(*shape, *parameter.shape).clone() for parameter in one))
 
 
 @dataclass(frozen=True)

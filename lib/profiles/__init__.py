@@ -117,6 +117,16 @@ class Deltas(_Table):
     """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with."""
 
 
+class Memory(_Table):
+    """How much of what deltas are trained on is held at once."""
+
+    data_gb: NonNegativeFloat = 8.0
+    """Inputs and targets of the layers trained together, in GB (1e9 bytes), that are held in memory (the GPU's, where there
+    is one); more than that goes to files under the profile's data."""
+    layers: PositiveInt | None = None
+    """Layers whose deltas are trained together, each group after a pass of the model of its own; all where it is left out."""
+
+
 class Evaluation(_Table):
     alphas: Annotated[list[NonNegativeFloat], Field(min_length=1)]
     margin: PositiveInt = 8
@@ -183,6 +193,7 @@ class Profile(_Table):
     deltas: Deltas
     evaluation: Evaluation
     protocol: Protocol = Protocol()
+    memory: Memory = Memory()
     seed: int = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""
