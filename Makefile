@@ -1,6 +1,7 @@
 # make all      the book on nano: every chapter, every figure     (PROFILE=name or PROFILE=path/to/my.toml)
 # make test     the tests, every chapter on `smoke` among them
-# make smoke    the book on smoke                make lab      JupyterLab on the chapters
+# make smoke    the book on smoke                make cluster-test   the same jobs on two local workers of ray
+# make lab      JupyterLab on the chapters
 # make figures  redraw from tables on disk       make bench    how long each chapter takes
 # make base     remake the organism's weights    make clean    remove what was built
 PROFILE ?= nano
@@ -26,7 +27,7 @@ ifeq ($(wildcard $(TOML)),)
 $(error $(PROFILE): no such profile; use one of $(basename $(notdir $(wildcard lib/profiles/*.toml))), or the path of a .toml file)
 endif
 
-.PHONY: all test smoke lab figures bench base clean
+.PHONY: all test cluster-test smoke lab figures bench base clean
 .DELETE_ON_ERROR:
 
 all: $(CHAPTERS)
@@ -41,13 +42,19 @@ all: $(CHAPTERS)
 	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" > /dev/null
 	touch $@
 
+# `make all ENGINE=ray`, with RAY_ADDRESS for a cluster that runs already: see lib/compute.py
+WORKERS := $(if $(filter ray,$(ENGINE)),.venv/ray)
+.venv/ray: requirements-ray.txt .venv/installed
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+	touch $@
+
 # The organism comes with the project, or is made here where it does not.
 $(BUILD)/base: | .venv/installed
 	@mkdir -p $(BUILD)
 	@$(PYTHON) -m lib.nano.base --profile $(PROFILE)
 	@touch $@
 
-$(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(TOML) .venv/installed | $(BUILD)/base
+$(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(TOML) .venv/installed | $(BUILD)/base $(WORKERS)
 	$(RUN) $< --profile $(PROFILE)
 
 # which chapter works on the results of which
@@ -64,6 +71,9 @@ $(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_
 
 test: .venv/installed
 	$(PYTHON) -m pytest -q
+
+cluster-test: .venv/ray smoke
+	$(PYTHON) -m pytest -q lib/tests/test_cluster.py
 
 smoke:
 	@$(MAKE) all PROFILE=smoke

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -123,17 +122,20 @@ def train_deltas(
     `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
     percentiles, at_once = profile.transcoders.percentiles, profile.memory.layers or len(layers)
-    checkpoints, curves = profile.paths.deltas / f"{model.site.name}.checkpoints", []
+    curves, done = [], []
     for chunk in (layers[i : i + at_once] for i in range(0, len(layers), at_once)):
         data, validation = targets(profile, model, chunk, percentiles, (train_on, validate_on))
         for d_new in profile.deltas.d_new:
-            kept, words = checkpoints / f"layers_{chunk[0]}_{chunk[-1]}_d_new_{d_new}.pt", f"deltas of {d_new} features"
+            kept = profile.paths.deltas / f"{model.site.name}.layers_{chunk[0]}_{chunk[-1]}_d_new_{d_new}.checkpoint"
+            words = f"deltas of {d_new} features"
             stack, curve = fit(profile.deltas.training, data, validation, d_new, profile.seed, progress=words, checkpoint=kept)
+            done.append(kept)
             for i, layer in enumerate(chunk):
                 for j, percentile in enumerate(percentiles):
                     save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))
             members = pd.MultiIndex.from_product([chunk, [d_new], percentiles], names=["layer", "d_new", "percentile"])
             curves.append(pd.concat([members[curve.pop("member")].to_frame(index=False), curve], axis=1))
         del data, validation  # before the next layers' are made
-    shutil.rmtree(checkpoints)
+    for kept in done:
+        kept.unlink()
     return pd.concat(curves, ignore_index=True)

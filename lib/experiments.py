@@ -141,9 +141,18 @@ def pairs(profile: Profile, model: LanguageModel, layers: Sequence[int]) -> dict
     return {layer: deltas.load_pair(profile, model, layer, *widest(profile)) for layer in layers}
 
 
-def one_by_one(pairs: Mapping[int, BaseDelta]) -> dict[int, dict[int, BaseDelta]]:
-    """Extents of a single layer each."""
-    return {layer: {layer: pair} for layer, pair in pairs.items()}
+def exp2_by_layer(
+    profile: Profile,
+    model: LanguageModel,
+    prompts: Mapping[str, Sequence[Prompt]],
+    layers: Sequence[int],
+    doses: Mapping[str, float | None],
+    keep: Path | None = None,
+    formats: Sequence[str] = ("training",),
+) -> pd.DataFrame:
+    """`exp2` with one layer replaced at a time, by the widest delta at the middle percentile."""
+    extents = {layer: {layer: pair} for layer, pair in pairs(profile, model, layers).items()}
+    return exp2(profile, model, prompts, extents, doses, keep, formats)
 
 
 AT_ENDS = {"raw": None, "no_delta": 0.0, "full": 1.0}

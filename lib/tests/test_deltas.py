@@ -112,11 +112,11 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tiny, profile, encoded,
     monkeypatch.setattr(activations, "repeated", dying)
     with pytest.raises(KeyboardInterrupt):
         deltas.train_deltas(profile, tiny, LAYERS, *encoded)
-    left = list(profile.paths.deltas.glob("*.checkpoints/*"))
+    left = list(profile.paths.deltas.glob("*.checkpoint"))
     assert len(left) == dies_at // 5 // 4 + (dies_at // 5 > 0)  # 20 steps a width, a check every 5
     monkeypatch.setattr(activations, "repeated", repeated)
     assert same(whole, trained(profile, tiny, encoded))
-    assert not list(profile.paths.deltas.glob("*.checkpoints"))
+    assert not list(profile.paths.deltas.glob("*.checkpoint"))
 
 
 def data(n=600, d=16):
