@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
 from lib.paths import replacing
@@ -108,12 +107,15 @@ def train(
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = stack.encode(x)
             y = stack.decode(f)
-        target = target / scale[..., None]
-        loss = mse_loss(y, target, reduction="sum") / target.shape[-2:].numel()  # of all members, each on its own
-        if settings.l1:
+        # gradients of the mean squared error at y and of the penalty at f: written out, they take half the passes over y
+        with torch.no_grad():
+            error = torch.addcmul(y, target, 1 / scale[..., None], value=-1).mul_(2 / y.shape[-2:].numel())
+        starts, gradients = [y], [error]
+        if settings.l1 and f.requires_grad:
             ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
-            loss = loss + (settings.l1 * ramp / scale[..., 0] * f.mean((-1, -2))).sum()
-        loss.backward()
+            penalty = settings.l1 * ramp / scale[..., None] / f.shape[-2:].numel()
+            starts, gradients = [y, f], [error, penalty.to(f.dtype).expand_as(f)]
+        torch.autograd.backward(starts, gradients)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -133,7 +135,7 @@ def train(
             for name, value in stack.state_dict().items():
                 best[name][gain] = value[gain]
             since_gain = (since_gain + 1).masked_fill(gain, 0)
-            mse = (y.detach() - target).square().mean((-1, -2)) * scale[..., 0] ** 2
+            mse = (y.detach() * scale[..., None] - target).square().mean((-1, -2))
             columns = [values.flatten().tolist() for values in (learning, mse, now, l0_now)]
             rows += [(step + 1, i, *values) for i, (on, *values) in enumerate(zip(*columns, strict=True)) if on]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
