@@ -175,7 +175,8 @@ def initialised(layers: Layers, settings: Training) -> Transcoder:
 
 def our_step(layers: Layers, settings: Training) -> Run:
     clock, x, target = Clock(), layers.x, layers.target
-    batches = ((x[..., pick, :], target[..., pick, :]) for pick in clock.over(picks(layers, settings)))
+    drawn = clock.over(picks(layers, settings))
+    batches = ((x.index_select(-2, pick), target.index_select(-2, pick)) for pick in drawn)
     train(initialised(layers, settings), batches, (x[..., :64, :], target[..., :64, :]), settings)
     return clock.step(layers.n)
 
@@ -252,7 +253,8 @@ class Replay(nn.Module):
 
 def sparsify_step(layers: Layers, settings: Training) -> Run:
     """eai-sparsify's trainer of transcoders, TopK with a quarter of the features, Adam; deltas of one layer differ in seed."""
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), tempfile.TemporaryDirectory() as folder:
         from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
         clock = Clock()

@@ -65,12 +65,15 @@ def train(
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = stack.encode(x)
             y = stack.decode(f)
-        mse = (y - target / scale[..., None]).square().mean((-1, -2))
-        loss = mse.sum()
-        if settings.l1:
+        # gradients of the mean squared error at y, and of the penalty at f: written out, they take half the passes over y
+        with torch.no_grad():
+            error = torch.addcmul(y, target, 1 / scale[..., None], value=-1).mul_(2 / y.shape[-2:].numel())
+        starts, gradients = [y], [error]
+        if settings.l1 and f.requires_grad:
             ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
-            loss = loss + (settings.l1 * ramp / scale[..., 0] * f.mean((-1, -2))).sum()
-        loss.backward()
+            penalty = settings.l1 * ramp / scale[..., None] / f.shape[-2:].numel()
+            starts, gradients = [y, f], [error, penalty.to(f.dtype).expand_as(f)]
+        torch.autograd.backward(starts, gradients)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -83,6 +86,7 @@ def train(
             if l0 is not None:
                 hold(stack, active.sum(-1) / x.shape[-2], l0, settings.lr, FLOOR)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
+            mse = (y.detach() * scale[..., None] - target).square().mean((-1, -2))
             now, l0_now = validate(_scaled(stack, scale), validation)
             gain = now < best_fvu
             best_fvu = torch.where(gain, now, best_fvu)
@@ -93,7 +97,7 @@ def train(
                 (step + 1, i, *values)
                 for i, values in enumerate(
                     zip(
-                        (mse * scale[..., 0] ** 2).flatten().tolist(),
+                        mse.flatten().tolist(),
                         now.flatten().tolist(),
                         l0_now.flatten().tolist(),
                         strict=True,
