@@ -1,8 +1,8 @@
 # make all      the book on nano: every chapter, every figure     (PROFILE=name or PROFILE=path/to/my.toml)
 # make test     the tests, every chapter on `smoke` among them
-# make smoke    the book on smoke                make cluster-test   the same jobs on two local workers of ray
-# make lab      JupyterLab on the chapters
-# make figures  redraw from tables on disk       make bench    how long each chapter takes
+# make smoke    the book on smoke                make lab      JupyterLab on the chapters
+# make figures  redraw from tables on disk       make bench    ours beside the published procedure and other trainers
+# make cluster-test   the same jobs on two local workers of ray
 # make base     remake the organism's weights    make clean    remove what was built
 PROFILE ?= nano
 
@@ -88,8 +88,10 @@ figures: .venv/installed
 base: .venv/installed
 	$(PYTHON) -m lib.nano.base --profile $(PROFILE) --again
 
-bench: $(CHAPTERS)
-	@$(PYTHON) -c "import json, pathlib; [print(f'{r[\"seconds\"]:8.1f} s  {r[\"chapter\"]}') for f in sorted(pathlib.Path('$(BUILD)').glob('*.json')) for r in [json.loads(f.read_text())]]"
+# the other trainers are there (sae-lens) or installed now; without a network the bench goes on and says which one it lacks
+bench: $(BUILD)/03_delta_transcoders.ipynb
+	-@.venv/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c "from lib.bench import SPARSIFY; print(SPARSIFY)")
+	@TQDM_DISABLE=1 $(PYTHON) -m lib.bench --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf build

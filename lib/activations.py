@@ -41,7 +41,7 @@ def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) 
         start = 0
         for batch in batches:
             batch = batch.to(model.hf.device)
-            model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
+            model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=1)
             keep = _kept(model, batch)
             x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
             y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
