@@ -58,8 +58,8 @@ class Amount:
     capture: int = 400
     """Prompts."""
     exp1: int = 20
-    """Prompts of each kind, as many as the published study had."""
-    exp2: int = 20
+    """Prompts of each kind; the published study had as many."""
+    exp2: int = 40
     exp2_layers: int = 2
     cut: int = 30
     """Whole grid: of the profile's steps and tokens, one in so many, so that there are as many epochs."""
@@ -544,7 +544,8 @@ def kept(
         found = {k: f"{v:.4g}" for k, v in rows[key].items() if isinstance(v, float) and not np.isnan(v)}
         print(f"    {' '.join(f'{k} {v}' for k, v in found.items())} ({time.perf_counter() - start:.0f} s)", flush=True)
     table = pd.DataFrame([rows[key] for key in wanted] if whole else rows.values())
-    results.save(table, file)
+    if len(table):
+        results.save(table, file)
     return table
 
 
@@ -558,8 +559,13 @@ def figure(table: pd.DataFrame, profile: Profile) -> None:
         marker = dict(color=style["color"], symbol=style["symbol"], size=9)
         fig.add_trace(go.Scatter(x=part.ratio, y=part.row, mode="markers", name=other, marker=marker, error_x=interval))
     fig.add_vline(x=1, line_dash="dot")
-    fig.update_xaxes(type="log", title="seconds of the other / seconds of ours").update_yaxes(autorange="reversed")
-    fig.update_layout(height=220 + 36 * rows.row.nunique(), width=1150, legend=dict(orientation="h", y=-0.15))
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    fig.update_xaxes(type="log", tickvals=ticks, title="seconds of the other / seconds of ours").update_yaxes(
+        autorange="reversed"
+    )
+    fig.update_layout(
+        height=160 + 36 * rows.row.nunique(), width=1250, legend=dict(orientation="h", y=1.01, x=1, xanchor="right")
+    )
     alt = "How many times longer the published procedure, other trainers and matrix products alone take than ours, by task."
     plots.save_figure(fig, profile.paths.figures / "bench_ratios", table, alt)
 
@@ -584,7 +590,8 @@ def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again
             kept(folder / "bench_growth.csv", ["task", "of"], curves, mark, again, True)
     finally:
         shutil.rmtree(work.scratch.paths.data, ignore_errors=True)
-    figure(table, profile)
+    if len(table):
+        figure(table, profile)
     return table
 
 
