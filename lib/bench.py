@@ -353,8 +353,16 @@ class Workplace:
         return self.scratch.model_copy(update={"deltas": self.profile.deltas.model_copy(update={"training": training})})
 
     def grid_ours(self) -> float:
-        curves = deltas.train_deltas(self.grid_profile, self.model, self.layers, *self.grid_data)
-        return curves.groupby(["layer", "d_new", "percentile"]).fvu.min().mean()
+        profile, percentiles = self.grid_profile, self.profile.transcoders.percentiles
+        bases = [[deltas.load_base(profile, self.model, layer, q)[0] for q in percentiles] for layer in self.layers]
+        data, kept = ((held.x[:, None], deltas.left_by(bases, held.x, held.y)) for held in self.grid_data)
+        losses = []
+        for d_new in profile.deltas.d_new:
+            stack, curve = deltas.fit(profile.deltas.training, data, kept, d_new, profile.seed)
+            for (i, layer), (j, percentile) in product(enumerate(self.layers), enumerate(percentiles)):
+                save_npz(stack[i, j], deltas.delta_file(profile, self.model, layer, d_new, percentile))
+            losses.append(curve.groupby("member").fvu.min().mean())
+        return float(np.mean(losses))
 
     def grid_published(self) -> float:
         profile, (held, validation), losses = self.grid_profile, self.grid_data, []
@@ -395,8 +403,8 @@ class Workplace:
 
     def exp2_ours(self, keep: Path | None = None) -> pd.DataFrame:
         model = models.load(self.profile, self.profile.paths.finetuned)
-        extents = experiments.one_by_one(experiments.pairs(self.profile, model, self.exp2_layers))
-        return experiments.exp2(self.profile, model, self.test(self.amount.exp2), extents, experiments.AT_ENDS, keep)
+        asked, doses = self.test(self.amount.exp2), experiments.AT_ENDS
+        return experiments.exp2_by_layer(self.profile, model, asked, self.exp2_layers, doses, keep)
 
     def exp2_published(self) -> tuple[pd.DataFrame, dict]:
         tokenizer = self.load()[1]
@@ -481,8 +489,8 @@ def growths(work: Workplace) -> Iterator[tuple[str, str, int, Callable[[int], fl
         often = learn.model_copy(update={"batch": amount.batch, "steps": steps, "check_every": steps})
 
         def learn_all() -> None:
-            target = deltas.left_by([held.base], held.x[0, 0], held.y[0, 0])
-            deltas.fit(often, (held.x[0, 0], target), (held.x[0, 0, :64], target[:, :64]), 32, 0)
+            target = deltas.left_by([[held.base]], held.x[:, 0], held.y[:, 0])
+            deltas.fit(often, (held.x, target), (held.x[..., :64, :], target[..., :64, :]), 32, 0)
 
         return timed(learn_all)().seconds
 

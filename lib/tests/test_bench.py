@@ -54,7 +54,7 @@ def test_a_delta_alone_with_its_base_recomputed_learns_what_the_stack_learns(wor
     settings = work.profile.deltas.training.model_copy(update={"batch": 64, "steps": 60, "check_every": 10, "l1": 0.05})
     stack = Transcoder.initialised((2,), 32, 6, 0, settings.threshold)
     start = Transcoder.stacked([stack[1]])[0]
-    target, target_kept = (deltas.left_by([base], a.x[1], a.y[1]) for a in (held, kept))
+    target, target_kept = (deltas.left_by([[base]], a.x[1:], a.y[1:])[0] for a in (held, kept))
 
     def order():
         return activations.repeated(target.shape[1], settings.batch, 3)
