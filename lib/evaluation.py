@@ -88,7 +88,7 @@ def teacher_forced(
                 "kl_question": (kl * batch.attention * ~batch.answer).sum(1),
                 "kl_decision": kl[row, decides],
                 "kl_body": (kl * batch.answer).sum(1) - kl[row, decides],
-                "logit_difference": logits[row, decides - 1, call_id] - logits[row, decides - 1, copy_ids],
+                "logit_difference": logits[row, decides - 1, call_id].float() - logits[row, decides - 1, copy_ids],
                 "exact": (likeliest | ~batch.answer[:, 1:]).all(1),
             }
             if mlps and isinstance(top := mlps[max(mlps)], Watched):

@@ -4,11 +4,12 @@ Everything goes through the hub's own cache, so what was fetched once is there w
 `HF_HUB_OFFLINE=1` too. Whatever goes wrong is a one-line `ValueError` that says what to do.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import get_cached_repo_tree, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     EntryNotFoundError,
@@ -24,6 +25,7 @@ from huggingface_hub.errors import (
 TOKENIZER = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL = (*TOKENIZER, "*.safetensors")
 """The files of a model with its tokenizer; never a pickle."""
+DATASET = re.compile(r"hf://datasets/([^/]+/[^/@]+)@([^/]+)/(.+)")
 LOG_IN = "log in with `.venv/bin/hf auth login`"
 
 
@@ -79,6 +81,24 @@ def file(source: Path | str, name: str, revision: str | None = None, repo_type: 
         return source / name
     with explained(source, revision, name):
         return Path(hf_hub_download(source, name, revision=revision, repo_type=repo_type))
+
+
+def rows(source: str) -> Iterator[dict]:
+    """The rows of a JSONL file, compressed or not: the path of one, or `hf://datasets/owner/name@revision/path`.
+
+    One on the hub is read from the cache where it is there, and otherwise streamed, as far as it is wanted.
+    """
+    import datasets  # slow to import, and few need it
+
+    name, revision, path = source, None, source
+    if match := DATASET.fullmatch(source):
+        name, revision, path = match.groups()
+        kept = try_to_load_from_cache(name, path, revision=revision, repo_type="dataset")
+        source = kept if isinstance(kept, str) else source
+    elif not Path(source).is_file():
+        raise ValueError(f"{source}: no such file, and not hf://datasets/owner/name@revision/path; give one of these")
+    with explained(name, revision, path):
+        yield from datasets.load_dataset("json", data_files=source, split="train", streaming=True)
 
 
 def folder(source: Path | str, revision: str | None = None, patterns: tuple[str, ...] = MODEL) -> Path:

@@ -69,6 +69,9 @@ class Prompts(_Table):
     train_file: str | None = None
     """JSONL of `input, target, label` to use instead of generated prompts; relative to the project."""
     test_file: str | None = None
+    copies: str | None = None
+    """Where the sentences to copy are from: JSONL of `text`, relative to the project, or such a file on the
+    hub, `hf://datasets/owner/name@revision/path`; generated where it is left out."""
     seed: int = 0
 
 

@@ -4,8 +4,13 @@ Names, config and tokenizer classes, file names and tensor formats are those of 
 """
 
 import functools
+import gzip
+import hashlib
 import json
+import os
+import random
 import re
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +33,8 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from lib.nano.corpus import documents
+from lib.sentences import copy_sentence
+from lib.transcoders import Transcoder, save_npz
 
 D_MODEL, VOCABULARY = 32, 640
 
@@ -136,3 +143,50 @@ def save(model_type: str, folder: Path, n_layers: int = 2, seed: int = 0) -> Pat
 def puts_bos(hf: PreTrainedModel) -> bool:
     """Whether the tokenizers of such models put <bos> in front of every text."""
     return hf.config.model_type in ("gemma2", "gemma3_text")
+
+
+# --- repositories in a hub cache ---
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def repository(cache: Path, name: str, write: Callable[[Path], object], commit: str = COMMIT, kind: str = "models") -> Path:
+    """A repository in a hub cache as the hub's client leaves it: blobs, links to them in a snapshot, and refs/main."""
+    root = cache / f"{kind}--{name.replace('/', '--')}"
+    snapshot, blobs, refs = root / "snapshots" / commit, root / "blobs", root / "refs"
+    for folder in (snapshot, blobs, refs):
+        folder.mkdir(parents=True)
+    write(snapshot)
+    (refs / "main").write_text(commit)
+    for path in [path for path in snapshot.rglob("*") if path.is_file()]:
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(blob)
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    return snapshot
+
+
+def transcoder(seed: int, d_sae: int = 48, skip: bool = False) -> Transcoder:
+    one = Transcoder.initialised((), D_MODEL, d_sae, seed, 0.3)
+    torch.manual_seed(seed)
+    tensors = one.tensors | {"b_dec": 0.1 * torch.randn(D_MODEL)}
+    return Transcoder(**tensors, W_skip=0.1 * torch.randn(D_MODEL, D_MODEL) if skip else None).requires_grad_(False)
+
+
+def gemma_scope(folder: Path, n_layers: int = 2) -> None:
+    """Gemma Scope: several levels a layer, each layer its own."""
+    for layer in range(n_layers):
+        for level, l0 in enumerate((7, 13 + layer, 25, 49, 101 + layer)):
+            save_npz(transcoder(10 * layer + level), folder / f"layer_{layer}/width_16k/average_l0_{l0}/params.npz")
+        save_npz(transcoder(99, 96), folder / f"layer_{layer}/width_65k/average_l0_30/params.npz")
+    (folder / "README.md").write_text("# Gemma Scope")
+
+
+def c4(folder: Path) -> None:
+    """A shard of C4: compressed JSONL, several sentences and lines a text."""
+    rng = random.Random("c4")
+    path = folder / "en/c4-train.00000-of-01024.json.gz"
+    path.parent.mkdir(parents=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for _ in range(400):
+            text = f"{copy_sentence(rng)} {copy_sentence(rng)} And a last one without numbers.\nMenu\n{copy_sentence(rng)}"
+            file.write(json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "https://example.org"}) + "\n")
