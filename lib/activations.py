@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.encoding import Encoded
+from lib.encoding import Encoded, bos_id
 from lib.hooks import capture
 from lib.models import LanguageModel
 
@@ -69,7 +69,7 @@ def collect(
 
 def _kept(model: LanguageModel, batch: Encoded) -> Bool[Tensor, "batch pos"]:
     """All tokens but BOS and padding."""
-    return batch.attention.bool() & (batch.ids != model.tokenizer.bos_token_id)
+    return batch.attention.bool() & (batch.ids != bos_id(model.tokenizer))
 
 
 def count(model: LanguageModel, batches: Iterable[Encoded]) -> int:

@@ -16,18 +16,16 @@ from lib import activations
 from lib.encoding import Encoded
 from lib.hooks import MLP
 from lib.models import LanguageModel
-from lib.profiles import Profile, Training, local_or_hub
+from lib.profiles import Profile, Training
 from lib.training import Batch, Checkpoint, train
 from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
 
 
 def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: float) -> tuple[Transcoder, float]:
     """The base transcoder of a layer at a percentile of the L0 levels on offer, and its average L0."""
-    settings = profile.transcoders
-    source = local_or_hub(settings.source)
-    offer = levels(source, layer, settings.width, settings.revision)
+    offer = levels(profile.transcoders, layer)
     l0 = choose(list(offer), percentile)
-    return load_level(source, offer[l0], model.d_model, settings.revision).to(model.hf.device), l0
+    return load_level(profile.transcoders, offer[l0], model.d_model).to(model.hf.device), l0
 
 
 def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:

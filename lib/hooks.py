@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.encoding import Encoded
+from lib.encoding import Encoded, bos_id
 from lib.models import LanguageModel
 
 MLP = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
@@ -42,7 +42,7 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", 
     key-value cache, does every generated token (`lib.profiles.Protocol`). Of a batch only `rows` are acted on,
     so that several such blocks, one in another, put a condition each on the rows of one batch.
     """
-    scale = model.site.scale(model.d_model)
+    scale, bos = model.site.scale(model.d_model), bos_id(model.tokenizer)
     seen: dict[int | str, Tensor] = {}
 
     def remember(key):
@@ -53,7 +53,7 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", 
 
     def write(layer: int, mlp: MLP):
         def hook(tensor, hook):
-            dense = seen["ids"][rows] == model.tokenizer.bos_token_id  # (batch, pos)
+            dense = seen["ids"][rows] == bos  # (batch, pos)
             if scope == "prompt":
                 dense[:, 0] = True
             new = (mlp(seen.pop(layer)[rows].float() / scale) * scale).to(tensor.dtype)

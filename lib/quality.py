@@ -12,7 +12,7 @@ from lib import activations, metrics, stats
 from lib.encoding import Encoded
 from lib.hooks import MLP, logits_under
 from lib.models import LanguageModel
-from lib.profiles import Transcoders, local_or_hub
+from lib.profiles import Transcoders
 from lib.transcoders import levels, load_level
 
 
@@ -38,16 +38,15 @@ def transcoder_quality(
     `ce_recovered` = (CE_mean - CE_transcoder) / (CE_mean - CE_model) on `ce_batches`, where CE_mean is
     with the MLP's output at its mean (mean ablation).
     """
-    source, rows = local_or_hub(settings.source), []
-    held = activations.collect(model, layers, batches)
+    rows, held = [], activations.collect(model, layers, batches)
     tokens = metrics.by_prompt(torch.ones(len(held.prompt)), held.prompt)
     for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
         x, y = held.x[i], held.y[i]
         centre = y.mean(0)
         variance = metrics.by_prompt((y - centre).square().sum(-1), held.prompt)
         offer = {
-            average_l0: load_level(source, file, model.d_model, settings.revision).to(x.device)
-            for average_l0, file in levels(source, layer, settings.width, settings.revision).items()
+            average_l0: load_level(settings, file, model.d_model).to(x.device)
+            for average_l0, file in levels(settings, layer).items()
         }
         ablation = {layer: lambda x, centre=centre: centre.expand_as(x)}
         (clean, ablated, *substituted), _ = losses(model, ce_batches, [{}, ablation, *({layer: t} for t in offer.values())])
@@ -55,7 +54,7 @@ def transcoder_quality(
             error, active, fired = [], [], torch.zeros(transcoder.d_sae, dtype=torch.bool, device=x.device)
             for x_part, y_part in zip(x.split(8192), y.split(8192), strict=True):
                 f = transcoder.encode(x_part)
-                error.append((transcoder.decode(f) - y_part).square().sum(-1))
+                error.append((transcoder.decode(f, x_part) - y_part).square().sum(-1))
                 active.append((f > 0).sum(-1))
                 fired |= (f > 0).any(0)
             rows.append({

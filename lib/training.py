@@ -106,7 +106,7 @@ def train(
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = stack.encode(x)
-            y = stack.decode(f)
+            y = stack.decode(f, x)
         # gradients of the mean squared error at y and of the penalty at f: written out, they take half the passes over y
         with torch.no_grad():
             error = torch.addcmul(y, target, 1 / scale[..., None], value=-1).mul_(2 / y.shape[-2:].numel())
@@ -166,7 +166,7 @@ def validate(stack: Transcoder, validation: Batch, to_explain: Float[Tensor, "*n
     error, active = 0.0, 0.0
     for a, b in zip(_chunks(x, chunk), _chunks(target, chunk), strict=True):
         f = stack.encode(a)
-        error = error + (stack.decode(f) - b).square().sum((-1, -2))
+        error = error + (stack.decode(f, a) - b).square().sum((-1, -2))
         active = active + f.sign().sum((-1, -2))
     return error / to_explain, active / target.shape[-2]
 
@@ -208,6 +208,7 @@ def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None, warm
 @torch.no_grad()
 def _scaled(stack: Transcoder, scale: Tensor) -> Transcoder:
     """The same transcoders with outputs `scale` times as large; the decoder rows keep their length."""
-    return Transcoder(
-        stack.W_enc * scale[..., None], stack.b_enc * scale, stack.threshold * scale, stack.W_dec, stack.b_dec * scale
-    )
+    scaled = dict(stack.tensors, b_enc=stack.b_enc * scale, threshold=stack.threshold * scale, b_dec=stack.b_dec * scale)
+    for name in {"W_enc", "W_skip"} & scaled.keys():
+        scaled[name] = scaled[name] * scale[..., None]
+    return Transcoder(**scaled)

@@ -170,8 +170,8 @@ from pathlib import Path
 from lib import activations, deltas
 from lib.profiles import load
 n, folder = int(sys.argv[1]), Path(sys.argv[2])
-part = torch.randn(4, 1, 500, 64), torch.randn(4, 3, 500, 64)
-held = [activations.hold((part for _ in range(m)), 500 * m, folder if folder.name else None) for m in (n, n // 10)]
+part = torch.randn(4, 1, 1000, 64), torch.randn(4, 3, 1000, 64)
+held = [activations.hold((part for _ in range(m)), 1000 * m, folder if folder.name else None) for m in (n, n // 10)]
 deltas.fit(load("smoke").deltas.training, *held, 4, 0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
