@@ -6,20 +6,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib import activations
+from lib import activations, imports
 from lib.models import LanguageModel
-from lib.profiles import Profile, Training, local_or_hub
-from lib.training import Batch, train
-from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
+from lib.profiles import Profile, Training
+from lib.training import Batch, train, validate
+from lib.transcoders import BaseDelta, Transcoder, choose, load_npz, save_npz
 
 
 def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: float) -> tuple[Transcoder, float]:
     """The base transcoder of a layer at a percentile of the L0 levels on offer, and its average L0."""
-    settings = profile.transcoders
-    source = local_or_hub(settings.source)
-    offer = levels(source, layer, settings.width, settings.revision)
+    offer = imports.on_offer(profile.transcoders, layer, model.d_model)
     l0 = choose(list(offer), percentile)
-    return load_level(source, offer[l0], model.d_model, settings.revision).to(model.hf.device), l0
+    return offer[l0]().to(model.hf.device), l0
 
 
 def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:
@@ -61,6 +59,19 @@ def fit(
     return stack, train(stack, batches, validation, settings, frozen=frozen, progress=progress)
 
 
+def brought(
+    source: str, bases: list[list[Transcoder]], layers: list[int], percentiles: list[float], d_new: int, validation: Batch
+) -> tuple[Transcoder, pd.DataFrame]:
+    """Deltas trained elsewhere, as `fit` returns them: a stack by layer and percentile, and one row each in place of curves."""
+    rows = [
+        [imports.load_delta(source, layer, d_new, p, base) for p, base in zip(percentiles, of_layer, strict=True)]
+        for layer, of_layer in zip(layers, bases, strict=True)
+    ]
+    stack = Transcoder.stacked([Transcoder.stacked(row) for row in rows]).requires_grad_(False)
+    fvu, l0 = (of_each.flatten().tolist() for of_each in validate(stack, validation))
+    return stack, pd.DataFrame({"step": 0, "member": range(len(fvu)), "loss": torch.nan, "fvu": fvu, "l0": l0})
+
+
 def train_deltas(
     profile: Profile,
     model: LanguageModel,
@@ -70,8 +81,9 @@ def train_deltas(
 ) -> pd.DataFrame:
     """Train and save the delta of every layer, d_new and percentile, on what its base leaves.
 
-    All layers and percentiles of one d_new are one stack and learn together. Returns the learning
-    curves: `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
+    All layers and percentiles of one d_new are one stack and learn together. Where the profile names a
+    source of deltas, they are taken from there instead. Returns the learning curves:
+    `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
     percentiles, settings = profile.transcoders.percentiles, profile.deltas.training
     bases = [[load_base(profile, model, layer, p)[0] for p in percentiles] for layer in layers]
@@ -81,7 +93,10 @@ def train_deltas(
     data, validation = (train_on.x[:, None], target), (validate_on.x[:, None], validation_target)
     curves = []
     for d_new in profile.deltas.d_new:
-        stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=f"deltas of {d_new} features")
+        if profile.deltas.source:
+            stack, curve = brought(profile.deltas.source, bases, layers, percentiles, d_new, validation)
+        else:
+            stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=f"deltas of {d_new} features")
         member = curve.pop("member")
         curve.insert(0, "layer", member.map(lambda m: layers[m // len(percentiles)]))
         curve.insert(1, "d_new", d_new)

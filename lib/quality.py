@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 from lib import activations, metrics, stats
 from lib.encoding import Encoded
 from lib.hooks import MLP, logits_under
+from lib.imports import on_offer
 from lib.models import LanguageModel
-from lib.profiles import Transcoders, local_or_hub
-from lib.transcoders import levels, load_level
+from lib.profiles import Transcoders
 
 
 def losses(
@@ -38,17 +38,14 @@ def transcoder_quality(
     `ce_recovered` = (CE_mean - CE_transcoder) / (CE_mean - CE_model) on `ce_batches`, where CE_mean is
     with the MLP's output at its mean (mean ablation).
     """
-    source, rows = local_or_hub(settings.source), []
+    rows = []
     held = activations.collect(model, layers, batches)
     tokens = metrics.by_prompt(torch.ones(len(held.prompt)), held.prompt)
     for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
         x, y = held.x[i], held.y[i]
         centre = y.mean(0)
         variance = metrics.by_prompt((y - centre).square().sum(-1), held.prompt)
-        offer = {
-            average_l0: load_level(source, file, model.d_model, settings.revision).to(x.device)
-            for average_l0, file in levels(source, layer, settings.width, settings.revision).items()
-        }
+        offer = {l0: load().to(x.device) for l0, load in on_offer(settings, layer, model.d_model).items()}
         ablation = {layer: lambda x, centre=centre: centre.expand_as(x)}
         (clean, ablated, *substituted), _ = losses(model, ce_batches, [{}, ablation, *({layer: t} for t in offer.values())])
         for (average_l0, transcoder), ce in zip(offer.items(), substituted, strict=True):

@@ -39,7 +39,8 @@ def inputs(profile: Profile, source: str) -> list[Path]:
     """The files outside `lib` that a chapter's results depend on."""
     files = [Path(source) if source.endswith(".toml") else profiles.FOLDER / f"{source}.toml"]
     files += [ROOT / f for f in (profile.prompts.train_file, profile.prompts.test_file) if f]
-    for folder in (profile.model.source, profile.transcoders.source):
+    sources = (profile.model.source, profile.transcoders.source, profile.finetune.source, profile.deltas.source)
+    for folder in filter(None, sources):
         files += sorted(f for f in (ROOT / folder).rglob("*") if f.is_file())
     return files
 

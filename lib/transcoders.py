@@ -7,7 +7,7 @@ and a delta are the same class; a delta's target is what the base leaves, `y - b
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lib.paths import replacing
 
-_L0 = re.compile(r"average_l0_(\d+(?:\.\d+)?)")
+AVERAGE_L0 = re.compile(r"average_l0_(\d+(?:\.\d+)?)")
 PARAMETERS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 
 
@@ -107,18 +107,18 @@ def levels(source: Path | str, layer: int, width: str, revision: str | None = No
         files = [path.relative_to(source).as_posix() for path in source.glob(f"{prefix}*/params.npz")]
     else:
         files = [name for name in HfApi().list_repo_files(source, revision=revision) if name.startswith(prefix)]
-    found = {float(match[1]): name for name in files if (match := _L0.search(name))}
+    found = {float(match[1]): name for name in files if (match := AVERAGE_L0.search(name))}
     if not found:
         raise ValueError(f"{source}: nothing under {prefix}average_l0_*; check transcoders.source and .width")
     return dict(sorted(found.items()))
 
 
 def choose(l0s: list[float], percentile: float) -> float:
-    """The L0 whose rank is nearest to `percentile`, from 0 (the sparsest) to 1 (the densest)."""
+    """The L0 at `percentile` of the sorted list, from 0 (the sparsest) to 1 (the densest), as the published study chose."""
     if not 0 <= percentile <= 1:
         raise ValueError(f"percentile {percentile} is outside 0..1; 0 is the sparsest level, 1 the densest")
     ordered = sorted(l0s)
-    return ordered[int(percentile * (len(ordered) - 1) + 0.5)]
+    return ordered[min(int(percentile * len(ordered)), len(ordered) - 1)]
 
 
 def load_level(source: Path | str, file: str, d_model: int | None = None, revision: str | None = None) -> Transcoder:
@@ -140,6 +140,11 @@ def load_npz(path: Path, d_model: int | None = None) -> Transcoder:
         raise ValueError(f"{path}: {error.args[0]}; expected arrays {', '.join(PARAMETERS)}") from None
     except (BadZipFile, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path}: damaged or not an npz ({error}); make or download it again") from None
+    return checked(path, arrays, d_model)
+
+
+def checked(path: Path | str, arrays: Mapping[str, Tensor], d_model: int | None = None) -> Transcoder:
+    """A frozen transcoder of `PARAMETERS`, where their shapes fit one another and `d_model`; else a one-line `ValueError`."""
     d_in, d_sae = arrays["W_enc"].shape
     d_in = d_in if d_model is None else d_model
     shapes = dict(W_enc=(d_in, d_sae), b_enc=(d_sae,), threshold=(d_sae,), W_dec=(d_sae, d_in), b_dec=(d_in,))

@@ -36,7 +36,8 @@ class Model(_Table):
 
 class Transcoders(_Table):
     source: str
-    """A folder, relative to the project, or a repository on the hub, in Gemma Scope's layout."""
+    """A folder, relative to the project, or a repository on the hub, in Gemma Scope's layout; or a folder of
+    transcoders as sae-lens saves them, or the name of one of its releases."""
     revision: str | None = None
     width: str
     """The `width_...` folder, such as `16k`."""
@@ -85,6 +86,8 @@ class Finetune(_Table):
     """Prompts a forward pass; gradients are accumulated up to `batch`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training."""
+    source: str | None = None
+    """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
 
 
 class Training(_Table):
@@ -115,6 +118,8 @@ class Deltas(_Table):
     training: Training
     retrain: Training
     """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with."""
+    source: str | None = None
+    """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
 
 
 class Evaluation(_Table):
