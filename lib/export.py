@@ -272,8 +272,12 @@ def export(job: Job, form: str, to: Path) -> None:
 def push(folder: Path, repo: str) -> None:
     """Upload a folder to a model repository of the hub, made if it is not there."""
     api = HfApi()
-    api.create_repo(repo, exist_ok=True)
-    api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Delta transcoders")
+    try:
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Delta transcoders")
+    except OSError as error:  # all of the hub's
+        why = str(error).strip().split("\n")[0]
+        raise ValueError(f"{repo}: not uploaded ({why}); log in with `.venv/bin/hf auth login`; {folder} is whole") from None
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None
 def load_delta(source: str, layer: int, d_new: int, percentile: float, base: Transcoder) -> Transcoder:
     """The delta of a layer, d_new and percentile in a folder or hub repository, on the base's device.
 
-    Layouts (`LAYOUTS`): our own, as trained and as `lib.export` writes them; the published study's
+    Layouts (`PLACES`): our own, as trained and as `lib.export` writes them; the published study's
     checkpoints, and what it fused from them. Where the file holds the base too, that must be `base`.
     """
     place = local_or_hub(source)
@@ -126,7 +126,7 @@ def load_delta(source: str, layer: int, d_new: int, percentile: float, base: Tra
         names = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
     else:
         names = HfApi().list_repo_files(place)
-    ends = {end.format(layer=layer, d_new=d_new, percentile=percentile): read for end, read in LAYOUTS.items()}
+    ends = {end.format(layer=layer, d_new=d_new, percentile=percentile): read for end, read in PLACES.items()}
     found = [(name, read) for name in sorted(names) for end, read in ends.items() if f"/{place}/{name}".endswith(f"/{end}")]
     if len(found) != 1:
         have = " and ".join(name for name, _ in found) or "no file"
@@ -182,7 +182,7 @@ def _fused(path: Path, base: Transcoder) -> Transcoder:
     return Transcoder(*rest).requires_grad_(False)
 
 
-LAYOUTS: dict[str, Callable[[Path, Transcoder], Transcoder]] = {
+PLACES: dict[str, Callable[[Path, Transcoder], Transcoder]] = {
     "layer_{layer}/d_new_{d_new}_percentile_{percentile:g}/params.npz": _npz,
     "layer_{layer}/d_new_{d_new}_percentile_{percentile:g}/delta/sae_weights.safetensors": _safetensors,
     "layer_{layer}_dnew_{d_new}_pctl_{percentile:.2f}/best_model.pt": _checkpoint,

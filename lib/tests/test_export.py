@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file
 
 from lib import deltas, export, imports, models, profiles
@@ -181,11 +182,15 @@ def test_the_card_says_what_was_measured_and_what_it_says_can_be_run(job, x, tmp
     assert scope["y"].shape == x.shape
 
 
-def test_what_is_exported_is_taken_in_again(job, pair, tmp_path):
-    """As `deltas.source`: the delta alone, on its base."""
+def test_what_is_exported_is_taken_in_again(job, pair, tmp_path, monkeypatch):
+    """As `deltas.source`, from a folder or the hub: the delta alone, on its base."""
     export.export(job, "hub", tmp_path / "out")
-    found = imports.load_delta(str(tmp_path / "out"), 1, D_NEW, PERCENTILE, pair.base)
-    assert all(torch.equal(getattr(found, name), getattr(pair.delta, name)) for name in PARAMETERS)
+    files = [f.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out").rglob("*") if f.is_file()]
+    monkeypatch.setattr(imports.HfApi, "list_repo_files", lambda self, repo: files)
+    monkeypatch.setattr(imports, "hf_hub_download", lambda repo, name: str(tmp_path / "out" / name))
+    for source in (str(tmp_path / "out"), "someone/deltas"):
+        found = imports.load_delta(source, 1, D_NEW, PERCENTILE, pair.base)
+        assert all(torch.equal(getattr(found, name), getattr(pair.delta, name)) for name in PARAMETERS)
 
 
 def run(monkeypatch, *arguments):
@@ -210,6 +215,18 @@ def test_from_the_command_line_to_the_hub(home, tmp_path, monkeypatch, capsys):
     assert f"{tmp_path / 'out'}: layers 1, as hub" in capsys.readouterr().out
     metadata = json.loads((tmp_path / "out" / parts[0] / "cfg.json").read_text())["metadata"]
     assert metadata["profile"] == "mine" and metadata["base_l0"] == 16
+
+
+def test_an_upload_that_fails_is_one_line_and_the_folder_stays(home, tmp_path, monkeypatch):
+    def refuse(self, repo, **options):
+        raise LocalTokenNotFoundError("Token is required,\nbut no token found")
+
+    monkeypatch.setattr(export.HfApi, "create_repo", refuse)
+    given = ("--profile", home[0] / "mine.toml", "--layer", 1, "--as", "hub", "--to", tmp_path / "out")
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, *given, "--push", "someone/deltas")
+    one_line(error, "someone/deltas: not uploaded (Token is required,)", "hf auth login")
+    assert (tmp_path / "out/README.md").exists()
 
 
 @pytest.mark.parametrize(

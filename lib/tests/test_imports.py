@@ -120,6 +120,8 @@ def test_a_release_of_sae_lens_is_found_by_its_name():
         with pytest.raises(ValueError) as error:
             ids(release, layer, "16k")
         one_line(error, release, message)
+    with pytest.raises(ValueError, match="leave out transcoders"):
+        imports.on_offer(settings("gemma-scope-2b-pt-transcoders", revision="abc"), 1)
 
 
 @torch.no_grad()
