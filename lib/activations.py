@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.encoding import Encoded
+from lib.encoding import Encoded, bos_id
 from lib.hooks import capture
 from lib.models import LanguageModel
 
@@ -31,12 +31,13 @@ class Activations:
 def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) -> Iterator[Activations]:
     """One `Activations` per batch, in float32, on the model's device."""
     sites, scale = [model.site.at(layer) for layer in layers], model.site.scale(model.d_model)
+    bos = bos_id(model.tokenizer)
     with capture(model, [name for site in sites for name in site]) as cache:
         start = 0
         for batch in batches:
             batch = batch.to(model.hf.device)
             model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
-            keep = batch.attention.bool() & (batch.ids != model.tokenizer.bos_token_id)  # (batch, pos)
+            keep = batch.attention.bool() & (batch.ids != bos)  # (batch, pos)
             x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
             y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
             yield Activations(x, y, start + keep.nonzero()[:, 0])

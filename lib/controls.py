@@ -6,18 +6,18 @@ k features has k (2 d_model + 2) + d_model parameters; maps it is compared with 
 
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib import activations, deltas, models
 from lib.activations import Activations
 from lib.hooks import MLP
 from lib.profiles import Profile, Training
+from lib.sites import DenseMLP
 from lib.training import train
 from lib.transcoders import BaseDelta, Transcoder
 
@@ -54,24 +54,10 @@ class Sum:
         return self.base(x) + self.extra(x)
 
 
-class DenseMLP(nn.Module):
-    """A model's own Gemma-2 MLP as a function of the Gemma Scope site: gain, MLP, post-feedforward norm."""
-
-    def __init__(self, block: nn.Module):
-        super().__init__()
-        self.gain = 1 + block.pre_feedforward_layernorm.weight.detach().float()
-        self.mlp = deepcopy(block.mlp).float()
-        self.norm = deepcopy(block.post_feedforward_layernorm).float()
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.mlp(x * self.gain))
-
-
 def dense_mlps(profile: Profile, layers: list[int], folder: Path | None = None) -> dict[int, DenseMLP]:
     """The MLPs of the profile's model, or of the one in `folder`, each by itself."""
     hf, _ = models.load_plain(profile, folder)
-    return {layer: DenseMLP(hf.model.layers[layer]) for layer in layers}
+    return {layer: DenseMLP(hf, layer) for layer in layers}
 
 
 @dataclass(frozen=True)

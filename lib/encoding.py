@@ -2,8 +2,9 @@
 
 (`published`, a format of scoring alone, leaves out BOS and the newline, as the published study did.)
 
-The question and the answer are tokenised apart and joined, so that the tokens the model generates
-after the question are the tokens it was trained on.
+What puts <bos> in front, or nothing, is the tokenizer. The question and the answer are tokenised apart and
+joined, so that the tokens the model generates after the question are the tokens it was trained on, wherever
+tokens would end in the joined text: a newline may be one token with the question mark before it.
 """
 
 from collections.abc import Iterable
@@ -31,8 +32,16 @@ class Encoded:
 
 
 def question(text: str) -> str:
-    """What the model reads before it answers; the tokenizer puts <bos> in front."""
+    """What the model reads before it answers; the tokenizer puts <bos> in front, if it has one."""
     return f"{text}\n"
+
+
+def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that the tokenizer puts before every text; -1, the id of no token, if it puts none.
+
+    A tokenizer may name a BOS token and not put it there (GPT-2), so it is not `tokenizer.bos_token_id`.
+    """
+    return next(iter(tokenizer("").input_ids), -1)
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: str = "training") -> tuple[list[int], list[int]]:

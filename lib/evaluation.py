@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from lib import metrics, stats
 from lib.calculator import call
-from lib.encoding import batches, question, tokens
+from lib.encoding import batches, bos_id, question, tokens
 from lib.generation import generate
 from lib.hooks import MLP, logits_under, replaced
 from lib.models import LanguageModel
@@ -42,7 +42,7 @@ class Watched:
         for name, f in (("base", f_base), ("delta", f_delta)):
             self.seen[f"{name}_acts"] = f.mean(-1)
             self.seen[f"{name}_l0"] = f.sign() @ f.new_ones(f.shape[-1])  # much faster than a sum of booleans
-        return self.mlp.decode(f_base, f_delta)
+        return self.mlp.decode(f_base, f_delta, x)
 
 
 def teacher_forced(
@@ -70,7 +70,7 @@ def teacher_forced(
     work = batches(model.tokenizer, by_length, profile.evaluation.tokens_batch, protocol.ce_format)
     for batch in tqdm(work, desc=progress, disable=progress is None, mininterval=2):
         batch = batch.to(model.hf.device)
-        is_bos = batch.ids == model.tokenizer.bos_token_id
+        is_bos = batch.ids == bos_id(model.tokenizer)
         acts_at = batch.attention.bool() & ~is_bos
         row, decides = torch.arange(len(is_bos), device=is_bos.device), batch.answer.int().argmax(1)
         copy_ids = batch.ids[row, is_bos[:, 0].long()]  # a copy begins as the question does
@@ -88,7 +88,7 @@ def teacher_forced(
                 "kl_question": (kl * batch.attention * ~batch.answer).sum(1),
                 "kl_decision": kl[row, decides],
                 "kl_body": (kl * batch.answer).sum(1) - kl[row, decides],
-                "logit_difference": logits[row, decides - 1, call_id] - logits[row, decides - 1, copy_ids],
+                "logit_difference": logits[row, decides - 1, call_id].float() - logits[row, decides - 1, copy_ids],
                 "exact": (likeliest | ~batch.answer[:, 1:]).all(1),
             }
             if mlps and isinstance(top := mlps[max(mlps)], Watched):

@@ -13,6 +13,7 @@ Without `--layer`, `--d-new` or `--percentile`: every layer studied, the widest 
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from lib import deltas, experiments, models, profiles, results
 from lib.models import LanguageModel
 from lib.paths import replacing
 from lib.profiles import Profile
-from lib.transcoders import PARAMETERS, BaseDelta, Transcoder, save_npz
+from lib.transcoders import BaseDelta, Transcoder, save_npz
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ class Job:
 def as_one(pair: BaseDelta) -> Transcoder:
     """`base + alpha * delta` as one transcoder: the base's features, then the delta's with alpha in their decoder rows."""
     base, delta, alpha = pair.base, pair.delta, pair.alpha
+    skip = {} if base.W_skip is None else {"W_skip": base.W_skip.detach()}  # no delta has one
     return Transcoder(
         torch.cat([base.W_enc, delta.W_enc], -1),
         torch.cat([base.b_enc, delta.b_enc], -1),
         torch.cat([base.threshold, delta.threshold], -1),
         torch.cat([base.W_dec, alpha * delta.W_dec], -2),
         base.b_dec + alpha * delta.b_dec,
+        **skip,
     ).requires_grad_(False)
 
 
@@ -104,9 +107,6 @@ def collect(profile: Profile, layers: list[int] | None, d_new: int | None, perce
                 f"percentiles {profile.transcoders.percentiles} and layers below {model.n_layers}, made by chapter 3"
             )
         pair = deltas.load_pair(profile, model, layer, d_new, percentile)
-        for name, part in (("base", pair.base), ("delta", pair.delta)):
-            if getattr(part, "W_skip", None) is not None:
-                raise ValueError(f"{file}: its {name} has an affine skip (W_skip), which is not exported; use a base without")
         _, l0 = deltas.load_base(profile, model, layer, percentile)
         found.append(Delta(layer, BaseDelta(pair.base, pair.delta, alpha), l0, *model.site.at(layer)))
     return Job(profile, model, d_new, percentile, found)
@@ -114,20 +114,20 @@ def collect(profile: Profile, layers: list[int] | None, d_new: int | None, perce
 
 def write_sae_lens(job: Job, folder: Path) -> None:
     """`layer_<i>/d_new_<k>_percentile_<p>/<part>/`: `cfg.json` and `sae_weights.safetensors`, by sae-lens itself."""
-    from sae_lens import JumpReLUTranscoder, JumpReLUTranscoderConfig
+    from sae_lens.registry import get_sae_class
     from sae_lens.saes.sae import SAEMetadata
 
     for delta, name, part, place in job.placed():
         metadata = SAEMetadata(
             model_name=job.profile.model.source, hook_name=delta.read, hook_name_out=delta.write, prepend_bos=True,
             exclude_special_tokens=[job.model.tokenizer.bos_token_id], profile=job.profile.name, part=name,
-            d_new=job.d_new, percentile=job.percentile, base=job.profile.transcoders.source, base_l0=delta.base_l0,
+            d_new=job.d_new, percentile=job.percentile, base=job.profile.transcoders.source,
+            base_l0=None if math.isnan(delta.base_l0) else delta.base_l0,
         )  # fmt: skip
-        config = JumpReLUTranscoderConfig(
-            d_in=part.d_model, d_out=part.d_model, d_sae=part.d_sae, apply_b_dec_to_input=False, metadata=metadata
-        )
-        theirs = JumpReLUTranscoder(config)
-        theirs.load_state_dict(_tensors(part))
+        kind, config = get_sae_class("jumprelu_transcoder" if part.W_skip is None else "jumprelu_skip_transcoder")
+        size = {"d_in": part.d_model, "d_out": part.d_model, "d_sae": part.d_sae}
+        theirs = kind(config(**size, apply_b_dec_to_input=False, metadata=metadata))
+        theirs.load_state_dict(_tensors(part, ("W_skip",)))
         theirs.save_model(folder / place)
 
 
@@ -135,6 +135,11 @@ def write_gemma_scope(job: Job, folder: Path) -> None:
     """`layer_<i>/width_<n>/average_l0_<l0>/params.npz`; L0 is the base's, and the delta's of the validation prompts."""
     l0 = job.rows("deltas")
     for delta, name, part, _ in job.placed():
+        lacks = (
+            "has an affine skip" if part.W_skip is not None else "does not say its L0" if math.isnan(delta.base_l0) else None
+        )
+        if lacks:
+            raise ValueError(f"layer {delta.layer}: its base {lacks}; Gemma Scope's layout cannot hold it, choose another")
         measured = l0[l0.layer == delta.layer].delta_l0 if len(l0) else l0
         if not len(measured):
             path = job.profile.paths.results / "deltas.csv"
@@ -152,10 +157,9 @@ def write_circuit_tracer(job: Job, folder: Path) -> None:
     if len(widths := {part.d_sae for part in parts}) > 1:
         raise ValueError(f"circuit-tracer wants equal widths in all layers, not {sorted(widths)}; use bases of one width")
     for delta, part in zip(job.deltas, parts, strict=True):
-        tensors = _tensors(part)
+        tensors = _tensors(part, ("W_enc", "W_skip"))
         # its JumpReLU has no relu before the threshold
         tensors["activation_function.threshold"] = tensors.pop("threshold").clamp(min=0)
-        tensors["W_enc"] = tensors["W_enc"].T.contiguous()
         save_file(tensors, folder / f"layer_{delta.layer}.safetensors")
     within = f"blocks.{job.deltas[0].layer}."
     config = {
@@ -167,8 +171,10 @@ def write_circuit_tracer(job: Job, folder: Path) -> None:
     (folder / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items()))
 
 
-def _tensors(transcoder: Transcoder) -> dict[str, torch.Tensor]:
-    return {name: getattr(transcoder, name).detach().float().cpu().contiguous() for name in PARAMETERS}
+def _tensors(transcoder: Transcoder, transposed: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """What a transcoder computes with, ready to be saved; the arrays named as (out, in)."""
+    tensors = {name: tensor.float().cpu() for name, tensor in transcoder.tensors.items()}
+    return {name: (tensor.T if name in transposed else tensor).contiguous() for name, tensor in tensors.items()}
 
 
 def write_hub(job: Job, folder: Path) -> None:
@@ -211,7 +217,8 @@ def card(job: Job) -> str:
         tables += f"### {caption}\n\n{shown}\n\n"
     prompts = p.prompts.train_file or f"{p.prompts.train} tool and {p.prompts.train} copy prompts that the project writes"
     finetuned = p.finetune.source or f"LoRA of rank {p.finetune.rank}, {p.finetune.epochs} epochs, seed {p.seed}"
-    layers, l0s = (", ".join(f"{getattr(d, key):g}" for d in job.deltas) for key in ("layer", "base_l0"))
+    layers = ", ".join(str(delta.layer) for delta in job.deltas)
+    l0s = ", ".join("unknown" if math.isnan(delta.base_l0) else f"{delta.base_l0:g}" for delta in job.deltas)
     hub = f"base_model: {p.model.source}\n" if not (profiles.ROOT / p.model.source).is_dir() else ""
     return f"""---
 library_name: saelens

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lib import metrics
-from lib.encoding import batches
+from lib.encoding import batches, bos_id
 from lib.hooks import replaced
 from lib.models import LanguageModel
 from lib.profiles import Profile
@@ -32,7 +32,7 @@ class _Traced:
         f_base, self.f = self.mlp.encode(x)
         self.f = self.f.detach().requires_grad_() if not self.f.requires_grad else self.f
         self.f.retain_grad()
-        return self.mlp.decode(f_base, self.f)
+        return self.mlp.decode(f_base, self.f, x)
 
 
 def attribution(
@@ -55,7 +55,7 @@ def attribution(
             logits = model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
             nats = metrics.nats(metrics.log_probs(logits), batch.ids)
             (nats * batch.answer).sum().backward()
-        acts_at = (batch.attention.bool() & (batch.ids != model.tokenizer.bos_token_id))[..., None]
+        acts_at = (batch.attention.bool() & (batch.ids != bos_id(model.tokenizer)))[..., None]
         positions += int(acts_at.sum())
         for layer, t in traced.items():
             f = t.f.detach() * acts_at

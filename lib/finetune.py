@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import find_adapter_config_file
 
+from lib import hub
 from lib.encoding import encode
 from lib.models import load_hf
 from lib.paths import replacing
@@ -42,18 +42,18 @@ def brought(
 
     An adapter that fits `model` only in part would silently do less than it should; it is a `ValueError`.
     """
-    place = local_or_hub(source)
-    if find_adapter_config_file(str(place)):
+    place = hub.folder(local_or_hub(source))
+    if (place / "adapter_config.json").exists():
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", "Found missing adapter keys")
-                return PeftModel.from_pretrained(model, str(place)).merge_and_unload(), tokenizer
+                return PeftModel.from_pretrained(model, place).merge_and_unload(), tokenizer
         except (UserWarning, RuntimeError, ValueError) as error:
             first = str(error).split("\n")[0]
             raise ValueError(
                 f"{source}: not an adapter of {model.name_or_path} ({first:.300}); check finetune.source"
             ) from None
-    if isinstance(place, Path) and not (place / "tokenizer_config.json").exists():
+    if not (place / "tokenizer_config.json").exists():
         raise ValueError(f"{source}: no tokenizer there; save the tokenizer beside the model")
     merged, tokenizer = load_hf(place, str(model.dtype).removeprefix("torch."))
     for key in ("model_type", "hidden_size", "num_hidden_layers"):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.encoding import Encoded
+from lib.encoding import Encoded, bos_id
 from lib.models import LanguageModel
 
 MLP = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
@@ -41,7 +41,7 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all") 
     With `scope="prompt"` position 0 of every forward pass keeps the dense MLP too, and so, with a
     key-value cache, does every generated token (`lib.profiles.Protocol`).
     """
-    scale = model.site.scale(model.d_model)
+    scale, bos = model.site.scale(model.d_model), bos_id(model.tokenizer)
     seen: dict[int | str, Tensor] = {}
 
     def remember(key):
@@ -52,7 +52,7 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all") 
 
     def write(layer: int, mlp: MLP):
         def hook(tensor, hook):
-            dense = seen["ids"] == model.tokenizer.bos_token_id  # (batch, pos)
+            dense = seen["ids"] == bos  # (batch, pos)
             if scope == "prompt":
                 dense[:, 0] = True
             return tensor.where(dense[..., None], (mlp(seen.pop(layer).float() / scale) * scale).to(tensor.dtype))

@@ -5,6 +5,7 @@ nothing else: a file that would run code is refused unopened.
 """
 
 import json
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -12,14 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from lib import hub
 from lib.paths import ROOT
 from lib.profiles import Transcoders, local_or_hub
-from lib.transcoders import AVERAGE_L0, PARAMETERS, Transcoder, checked, levels, load_level, load_npz
+from lib.transcoders import LAYOUTS, PARAMETERS, Transcoder, checked, levels, load_level, load_npz, read
 
 # --- bases ---
 
@@ -27,10 +27,10 @@ from lib.transcoders import AVERAGE_L0, PARAMETERS, Transcoder, checked, levels,
 def on_offer(settings: Transcoders, layer: int, d_model: int | None = None) -> dict[float, Callable[[], Transcoder]]:
     """The base transcoders to choose from in a layer, by their average L0; each is loaded when called.
 
-    The source is in Gemma Scope's layout; or a folder that holds folders as sae-lens saves them
+    The source is in a layout of `lib.transcoders`; or a folder that holds folders as sae-lens saves them
     (`cfg.json`, `sae_weights.safetensors`), told apart by the layer of their `hook_name`; or a release by
     the name that sae-lens has for it, from which the ids of the layer and, where they have one, of
-    `width` are taken. An L0 that is nowhere written is 0.
+    `width` are taken. An L0 that is nowhere written is NaN.
     """
     folder = ROOT / settings.source
     if folder.is_dir() and any(folder.rglob("cfg.json")):
@@ -42,9 +42,8 @@ def on_offer(settings: Transcoders, layer: int, d_model: int | None = None) -> d
         ids = _ids(settings.source, layer, settings.width)
         loads = {l0: partial(load_release, settings.source, name, d_model) for l0, name in ids.items()}
     else:
-        source = local_or_hub(settings.source)
-        files = levels(source, layer, settings.width, settings.revision)
-        loads = {l0: partial(load_level, source, file, d_model, settings.revision) for l0, file in files.items()}
+        files = levels(settings, layer)
+        loads = {l0: partial(load_level, settings, file, d_model) for l0, file in files.items()}
     return dict(sorted(loads.items()))
 
 
@@ -56,8 +55,8 @@ def _folders(source: Path, layer: int) -> dict[float, Path]:
         metadata = config.get("metadata", config)
         if f"blocks.{layer}." not in (metadata.get("hook_name") or ""):
             continue
-        match = AVERAGE_L0.search(file.relative_to(source).as_posix())
-        l0 = float(match[1] if match else metadata.get("average_l0") or 0)
+        match = re.search(r"average_l0_(\d+(?:\.\d+)?)", file.relative_to(source).as_posix())
+        l0 = float(match[1]) if match else math.nan
         if l0 in found:
             raise ValueError(f"{source}: {found[l0].name} and {file.parent.name} are of layer {layer} and L0 {l0:g}; keep one")
         found[l0] = file.parent
@@ -77,7 +76,7 @@ def _ids(release: str, layer: int, width: str) -> dict[float, str]:
     ids = [i for i in ids if "width_" not in i or re.search(rf"width_{re.escape(width)}(?![\da-z])", i)]
     if not ids:
         raise ValueError(f"{release}: nothing for layer {layer} and width {width}; check transcoders.source and .width")
-    return {float(known.expected_l0[i]): i for i in sorted(ids, reverse=True)}
+    return {float(known.expected_l0[i]) or math.nan: i for i in sorted(ids, reverse=True)}
 
 
 def load_sae_lens(folder: Path, d_model: int | None = None) -> Transcoder:
@@ -106,9 +105,9 @@ def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None
         raise ValueError(f"{name}: {theirs.cfg.architecture()} is not a transcoder; name one that reads and writes an MLP")
     if theirs.cfg.normalize_activations != "none":
         raise ValueError(f"{name}: normalize_activations is {theirs.cfg.normalize_activations}; fold it into the weights")
-    if getattr(theirs, "W_skip", None) is not None:
-        raise ValueError(f"{name}: has an affine skip (W_skip), which this cannot hold; name a transcoder without")
     weights = {key: getattr(theirs, key).detach() for key in PARAMETERS if hasattr(theirs, key)}
+    if hasattr(theirs, "W_skip"):
+        weights["W_skip"] = theirs.W_skip.detach().T.contiguous()  # theirs is (d_out, d_in)
     return checked(name, {"threshold": torch.zeros_like(weights["b_enc"])} | weights, d_model)
 
 
@@ -122,12 +121,9 @@ def load_delta(source: str, layer: int, d_new: int, percentile: float, base: Tra
     checkpoints, and what it fused from them. Where the file holds the base too, that must be `base`.
     """
     place = local_or_hub(source)
-    if isinstance(place, Path):
-        names = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
-    else:
-        names = HfApi().list_repo_files(place)
     ends = {end.format(layer=layer, d_new=d_new, percentile=percentile): read for end, read in PLACES.items()}
-    found = [(name, read) for name in sorted(names) for end, read in ends.items() if f"/{place}/{name}".endswith(f"/{end}")]
+    names = [(name, f"/{place}/{name}") for name in sorted(hub.files(place))]
+    found = [(name, read) for name, path in names for end, read in ends.items() if path.endswith(f"/{end}")]
     if len(found) != 1:
         have = " and ".join(name for name, _ in found) or "no file"
         raise ValueError(
@@ -135,23 +131,15 @@ def load_delta(source: str, layer: int, d_new: int, percentile: float, base: Tra
             f"a path that ends in {' or '.join(ends)}; check deltas.source and .d_new, transcoders.percentiles and .layers"
         )
     [(name, read)] = found
-    path = place / name if isinstance(place, Path) else Path(hf_hub_download(place, name))
+    path = hub.file(place, name)
     delta = read(path, base)
     if delta.d_sae != d_new:
         raise ValueError(f"{path}: has {delta.d_sae} delta features, not {d_new}; it is not what its name says")
     return delta.to(base.W_enc.device)
 
 
-def _npz(path: Path, base: Transcoder) -> Transcoder:
-    return load_npz(path, base.d_model)
-
-
-def _safetensors(path: Path, base: Transcoder) -> Transcoder:
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged ({_first_line(error)}); export or download it again") from None
-    return _member(path, weights, "", base.d_model)
+def _whole(path: Path, base: Transcoder) -> Transcoder:
+    return read(path, LAYOUTS["gemma-scope"], base.d_model)
 
 
 def _checkpoint(path: Path, base: Transcoder) -> Transcoder:
@@ -183,8 +171,8 @@ def _fused(path: Path, base: Transcoder) -> Transcoder:
 
 
 PLACES: dict[str, Callable[[Path, Transcoder], Transcoder]] = {
-    "layer_{layer}/d_new_{d_new}_percentile_{percentile:g}/params.npz": _npz,
-    "layer_{layer}/d_new_{d_new}_percentile_{percentile:g}/delta/sae_weights.safetensors": _safetensors,
+    "layer_{layer}/d_new_{d_new}_percentile_{percentile:g}/params.npz": _whole,
+    "layer_{layer}/d_new_{d_new}_percentile_{percentile:g}/delta/sae_weights.safetensors": _whole,
     "layer_{layer}_dnew_{d_new}_pctl_{percentile:.2f}/best_model.pt": _checkpoint,
     "fused_delta_{d_new}_pctl_{percentile:g}/layer_{layer}/params.npz": _fused,
 }

@@ -1,5 +1,7 @@
 """Loading a model and its tokenizer, and putting transformer-lens hooks on that very model."""
 
+import json
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lib import hub, imports
 from lib.profiles import Profile, local_or_hub
 from lib.sites import Site, site_for
 
@@ -20,7 +23,7 @@ class LanguageModel:
     """A Hugging Face model, its tokenizer, and a TransformerBridge around that same model.
 
     Hooks set on `bridge` act on `hf` too, its `generate` included; without hooks the logits are those
-    of the model before it was bridged, bit for bit.
+    of the model before it was bridged, bit for bit (GPT-2's up to rounding).
     """
 
     hf: PreTrainedModel
@@ -41,20 +44,26 @@ class LanguageModel:
         return replace(self, site=site_for(self.hf.config.model_type, site))
 
 
-def load_hf(source: str | Path, dtype: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_hf(source: Path | str, dtype: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, and its tokenizer, from a folder or the hub.
 
-    Attention is eager: Gemma-2's soft-capping has no fused kernel. `ValueError`, one line, for a
-    folder that lacks a file or holds a damaged one.
+    Attention is eager: Gemma-2's soft-capping has no fused kernel. `ValueError`, one line, for what
+    cannot be fetched, and for a folder that lacks a file or holds a damaged one.
     """
-    if isinstance(source, Path):
-        check_weights(source)
-    options = {"revision": revision} if revision else {}
+    folder = hub.folder(source, revision)
+    check_weights(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device, **options
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device
     )
-    return model.eval(), AutoTokenizer.from_pretrained(source, **options)
+    return model.eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(source: Path | str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model in a folder or on the hub."""
+    tokenizer = AutoTokenizer.from_pretrained(hub.folder(source, revision, hub.TOKENIZER))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is masked, so any token will do
+    return tokenizer
 
 
 def check_weights(folder: Path) -> None:
@@ -72,8 +81,8 @@ def check_weights(folder: Path) -> None:
 
 def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, site: str) -> LanguageModel:
     """Put hook points on a loaded model. From now on it is run through the bridge's modules."""
-    bridge = TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=hf, tokenizer=tokenizer)
-    # booting sets the tokenizer's padding side and BOS for its own use; ours are explicit at each call
+    # booting gives a tokenizer the BOS and the padding side that it wants itself, so it gets one of its own
+    bridge = TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=hf, tokenizer=deepcopy(tokenizer))
     return LanguageModel(hf, tokenizer, bridge, site_for(hf.config.model_type, site))
 
 
@@ -87,6 +96,18 @@ def load_plain(profile: Profile, folder: Path | None = None) -> tuple[PreTrained
 def load(profile: Profile, folder: Path | None = None) -> LanguageModel:
     """The profile's model with hooks; or the one in `folder`, such as the finetuned one."""
     return bridged(*load_plain(profile, folder), profile.protocol.site)
+
+
+def check(profile: Profile) -> None:
+    """See that everything a profile names can be had, before anything large is fetched or computed.
+
+    `ValueError`, one line, for a gate not passed, a name or a revision that does not exist, a model
+    without a site, and a layer without transcoders.
+    """
+    config = json.loads(hub.file(local_or_hub(profile.model.source), "config.json", profile.model.revision).read_text())
+    site_for(config["model_type"], profile.protocol.site)
+    for layer in layers_of(profile, config["num_hidden_layers"]):
+        imports.on_offer(profile.transcoders, layer)
 
 
 def layers_of(profile: Profile, n_layers: int) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lib import activations, metrics
-from lib.encoding import encode
+from lib.encoding import bos_id, encode
 from lib.hooks import capture, replaced
 from lib.models import LanguageModel
 from lib.prompts import Prompt
@@ -46,7 +46,7 @@ def train_through(
     order = activations.repeated(len(prompts), batch, seed)
     for step in (bar := tqdm(range(steps), desc=progress, mininterval=2)):
         tokens = encode(model.tokenizer, [prompts[i] for i in next(order)]).to(model.hf.device)
-        keep = tokens.attention.bool() & (tokens.ids != model.tokenizer.bos_token_id)
+        keep = tokens.attention.bool() & (tokens.ids != bos_id(model.tokenizer))
         run = dict(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)
         with torch.no_grad(), capture(model, [name for site in sites.values() for name in site]) as seen:
             raw = metrics.log_probs(model.hf(**run).logits)
@@ -56,7 +56,7 @@ def train_through(
             f_base, f = current[layer].encode(x)
             active[layer] = f.detach().sign().sum(-1).mean()
             if of_mse:
-                error = (current[layer].decode(f_base, f) - y).square().sum()
+                error = (current[layer].decode(f_base, f, x) - y).square().sum()
                 loss = loss + of_mse * error / (y - y.mean(0)).square().sum() / len(sites)
         if of_kl:
             with torch.enable_grad(), replaced(model, current):

@@ -38,8 +38,7 @@ def transcoder_quality(
     `ce_recovered` = (CE_mean - CE_transcoder) / (CE_mean - CE_model) on `ce_batches`, where CE_mean is
     with the MLP's output at its mean (mean ablation).
     """
-    rows = []
-    held = activations.collect(model, layers, batches)
+    rows, held = [], activations.collect(model, layers, batches)
     tokens = metrics.by_prompt(torch.ones(len(held.prompt)), held.prompt)
     for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
         x, y = held.x[i], held.y[i]
@@ -52,7 +51,7 @@ def transcoder_quality(
             error, active, fired = [], [], torch.zeros(transcoder.d_sae, dtype=torch.bool, device=x.device)
             for x_part, y_part in zip(x.split(8192), y.split(8192), strict=True):
                 f = transcoder.encode(x_part)
-                error.append((transcoder.decode(f) - y_part).square().sum(-1))
+                error.append((transcoder.decode(f, x_part) - y_part).square().sum(-1))
                 active.append((f > 0).sum(-1))
                 fired |= (f > 0).any(0)
             rows.append({

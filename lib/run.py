@@ -38,7 +38,8 @@ def check_parameters(notebook: Path, given: dict) -> None:
 def inputs(profile: Profile, source: str) -> list[Path]:
     """The files outside `lib` that a chapter's results depend on."""
     files = [Path(source) if source.endswith(".toml") else profiles.FOLDER / f"{source}.toml"]
-    files += [ROOT / f for f in (profile.prompts.train_file, profile.prompts.test_file) if f]
+    asked = profile.prompts
+    files += [ROOT / f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
     sources = (profile.model.source, profile.transcoders.source, profile.finetune.source, profile.deltas.source)
     for folder in filter(None, sources):
         files += sorted(f for f in (ROOT / folder).rglob("*") if f.is_file())

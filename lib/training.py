@@ -64,7 +64,7 @@ def train(
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = stack.encode(x)
-            y = stack.decode(f)
+            y = stack.decode(f, x)
         mse = (y - target / scale[..., None]).square().mean((-1, -2))
         loss = mse.sum()
         if settings.l1:
@@ -126,7 +126,7 @@ def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[T
     error, active = 0.0, 0.0
     for i in range(0, n, chunk):
         f = stack.encode(x[..., i : i + chunk, :])
-        error = error + (stack.decode(f) - target[..., i : i + chunk, :]).square().sum((-1, -2))
+        error = error + (stack.decode(f, x[..., i : i + chunk, :]) - target[..., i : i + chunk, :]).square().sum((-1, -2))
         active = active + (f > 0).sum((-1, -2))
     return error / (target - target.mean(-2, keepdim=True)).square().sum((-1, -2)), active / n
 
@@ -157,6 +157,7 @@ def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None, warm
 @torch.no_grad()
 def _scaled(stack: Transcoder, scale: Tensor) -> Transcoder:
     """The same transcoders with outputs `scale` times as large; the decoder rows keep their length."""
-    return Transcoder(
-        stack.W_enc * scale[..., None], stack.b_enc * scale, stack.threshold * scale, stack.W_dec, stack.b_dec * scale
-    )
+    scaled = dict(stack.tensors, b_enc=stack.b_enc * scale, threshold=stack.threshold * scale, b_dec=stack.b_dec * scale)
+    for name in {"W_enc", "W_skip"} & scaled.keys():
+        scaled[name] = scaled[name] * scale[..., None]
+    return Transcoder(**scaled)

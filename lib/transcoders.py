@@ -1,11 +1,14 @@
-"""JumpReLU transcoders: one, or a stack of many of one shape; base + alpha * delta; Gemma Scope's files.
+"""JumpReLU transcoders: one, or a stack of many of one shape; base + alpha * delta; the files of releases.
 
-    p = x W_enc + b_enc,   f = relu(p) * (p > threshold),   y = f W_dec + b_dec
+    p = x W_enc + b_enc,   f = relu(p) * (p > threshold),   y = f W_dec + b_dec  (+ x W_skip)
 
-as in Gemma Scope (arXiv 2408.05147): no scaling, and `b_dec` is not subtracted from the input. A base
-and a delta are the same class; a delta's target is what the base leaves, `y - base(x)`.
+as in Gemma Scope (arXiv 2408.05147): no scaling, and `b_dec` is not subtracted from the input. Some bases
+have an affine skip (arXiv 2501.18823), no delta has. A base and a delta are the same class; a delta's
+target is what the base leaves, `y - base(x)`.
 """
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,29 +17,40 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, hf_hub_download
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lib import hub
 from lib.paths import replacing
+from lib.profiles import Transcoders, local_or_hub
 
-AVERAGE_L0 = re.compile(r"average_l0_(\d+(?:\.\d+)?)")
 PARAMETERS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+"""Of every transcoder; some have `W_skip` besides."""
 
 
 class Transcoder(nn.Module):
     """One transcoder, or a stack of them: every parameter may have leading dimensions.
 
     `W_enc` is (..., d_model, d_sae), `W_dec` (..., d_sae, d_model), `b_enc` and `threshold`
-    (..., d_sae), `b_dec` (..., d_model). Inputs broadcast over the leading dimensions, so that one
-    input can feed many transcoders. The threshold is not trained by gradients.
+    (..., d_sae), `b_dec` (..., d_model), `W_skip`, if any, (..., d_model, d_model). Inputs broadcast over the
+    leading dimensions, so that one input can feed many transcoders. The threshold is not trained by gradients.
     """
 
-    def __init__(self, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, W_dec: Tensor, b_dec: Tensor):
+    def __init__(
+        self, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, W_dec: Tensor, b_dec: Tensor, W_skip: Tensor | None = None
+    ):
         super().__init__()
         self.W_enc, self.b_enc = nn.Parameter(W_enc), nn.Parameter(b_enc)
         self.W_dec, self.b_dec = nn.Parameter(W_dec), nn.Parameter(b_dec)
         self.register_buffer("threshold", threshold)
+        self.W_skip = None if W_skip is None else nn.Parameter(W_skip)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that it computes with, by name, detached."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
     @property
     def d_model(self) -> int:
@@ -52,20 +66,28 @@ class Transcoder(nn.Module):
         p = p.add_(self.b_enc.unsqueeze(-2).to(p.dtype))
         return p.where(p > self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype), 0)
 
-    def decode(self, f: Float[Tensor, "*n token d_sae"]) -> Float[Tensor, "*n token d_model"]:
-        return f @ self.W_dec + self.b_dec.unsqueeze(-2)
+    def decode(
+        self, f: Float[Tensor, "*n token d_sae"], x: Float[Tensor, "*n token d_model"] | None = None
+    ) -> Float[Tensor, "*n token d_model"]:
+        """The output for features `f` of the input `x`, which only a skip needs."""
+        y = f @ self.W_dec + self.b_dec.unsqueeze(-2)
+        if self.W_skip is None:
+            return y
+        if x is None:
+            raise ValueError("this transcoder has an affine skip; give decode the input too")
+        return y + x @ self.W_skip
 
     def forward(self, x: Float[Tensor, "*n token d_model"]) -> Float[Tensor, "*n token d_model"]:
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def __getitem__(self, index) -> "Transcoder":
         """One member of a stack, or part of it; copies nothing and is frozen."""
-        return Transcoder(*(getattr(self, name).detach()[index] for name in PARAMETERS)).requires_grad_(False)
+        return Transcoder(**{name: tensor[index] for name, tensor in self.tensors.items()}).requires_grad_(False)
 
     @classmethod
     def stacked(cls, members: Sequence["Transcoder"]) -> "Transcoder":
         """A stack of copies of transcoders of one shape."""
-        return cls(*(torch.stack([getattr(member, name).detach() for member in members]) for name in PARAMETERS))
+        return cls(**{name: torch.stack([member.tensors[name] for member in members]) for name in members[0].tensors})
 
     @classmethod
     def initialised(cls, shape: tuple[int, ...], d_model: int, d_sae: int, seed: int, threshold: float = 0.0) -> "Transcoder":
@@ -90,27 +112,77 @@ class BaseDelta:
         """The activations of the base's features and of the delta's."""
         return self.base.encode(x), self.delta.encode(x)
 
-    def decode(self, f_base: Tensor, f_delta: Tensor) -> Float[Tensor, "*n token d_model"]:
-        return self.base.decode(f_base) + self.alpha * self.delta.decode(f_delta)
+    def decode(self, f_base: Tensor, f_delta: Tensor, x: Tensor) -> Float[Tensor, "*n token d_model"]:
+        return self.base.decode(f_base, x) + self.alpha * self.delta.decode(f_delta)
 
     def __call__(self, x: Float[Tensor, "*n token d_model"]) -> Float[Tensor, "*n token d_model"]:
-        return self.decode(*self.encode(x))
+        return self.decode(*self.encode(x), x)
 
 
-# --- Gemma Scope's layout: layer_L/width_W/average_l0_K/params.npz, in a folder or on the hub ---
+# --- releases, in a folder or on the hub ---
 
 
-def levels(source: Path | str, layer: int, width: str, revision: str | None = None) -> dict[float, str]:
-    """The files on offer for a layer, by their average L0, from the sparsest to the densest."""
-    prefix = f"layer_{layer}/width_{width}/"
-    if isinstance(source, Path):
-        files = [path.relative_to(source).as_posix() for path in source.glob(f"{prefix}*/params.npz")]
-    else:
-        files = [name for name in HfApi().list_repo_files(source, revision=revision) if name.startswith(prefix)]
-    found = {float(match[1]): name for name in files if (match := AVERAGE_L0.search(name))}
+@dataclass(frozen=True)
+class Layout:
+    """How a release names its files, and the arrays in them."""
+
+    files: str
+    """A regular expression, with `{layer}` and `{width}` left open; its group `l0` is the average L0."""
+    arrays: dict[str, str]
+    """Their name of each of ours. A threshold or a skip named here may be missing in `optional` layouts."""
+    optional: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
+    """Which of our arrays they store transposed."""
+    config: bool = False
+    """Whether `config.json` beside a file says its L0."""
+
+
+_LOWER = {name: name.lower() for name in PARAMETERS}
+LAYOUTS = {
+    # Gemma Scope
+    "gemma-scope": Layout(
+        r"layer_{layer}/width_{width}/average_l0_(?P<l0>\d+(\.\d+)?)/params\.npz", {name: name for name in PARAMETERS}
+    ),
+    # Gemma Scope 2, without an affine skip and with one, which it stores (d_in, d_out) as we do
+    "gemma-scope-2": Layout(r"transcoder_all/layer_{layer}_width_{width}_l0_[a-z]+/params\.safetensors", _LOWER, config=True),
+    "gemma-scope-2-affine": Layout(
+        r"transcoder_all/layer_{layer}_width_{width}_l0_[a-z]+_affine/params\.safetensors",
+        _LOWER | {"W_skip": "affine_skip_connection"},
+        config=True,
+    ),
+    # circuit-tracer: one file a layer, encoder and skip as (out, in), ReLU where there is no threshold
+    "circuit-tracer": Layout(
+        r"layer_{layer}\.safetensors",
+        {name: name for name in PARAMETERS} | {"threshold": "activation_function.threshold", "W_skip": "W_skip"},
+        optional=("threshold", "W_skip"),
+        transposed=("W_enc", "W_skip"),
+    ),
+}
+
+
+def levels(settings: Transcoders, layer: int) -> dict[float, str]:
+    """The files on offer for a layer, by their average L0, from the sparsest to the densest.
+
+    The L0 is NaN where the release has one transcoder a layer and does not say.
+    """
+    layout, source, found = LAYOUTS[settings.layout], local_or_hub(settings.source), {}
+    pattern = re.compile(layout.files.format(layer=layer, width=settings.width))
+    for name in hub.files(source, settings.revision):
+        if match := pattern.fullmatch(name):
+            found[_l0(layout, match, source, settings.revision)] = name
     if not found:
-        raise ValueError(f"{source}: nothing under {prefix}average_l0_*; check transcoders.source and .width")
+        raise ValueError(
+            f"{source}: no file of layer {layer} like {pattern.pattern}; check transcoders.source, .layout and .width"
+        )
     return dict(sorted(found.items()))
+
+
+def _l0(layout: Layout, match: re.Match, source: Path | str, revision: str | None) -> float:
+    """What a release says of the average L0 of one of its files."""
+    if layout.config:
+        config = hub.file(source, match.string.rpartition("/")[0] + "/config.json", revision)
+        return float(json.loads(config.read_text())["l0"])
+    return float(match.groupdict().get("l0", math.nan))
 
 
 def choose(l0s: list[float], percentile: float) -> float:
@@ -121,36 +193,49 @@ def choose(l0s: list[float], percentile: float) -> float:
     return ordered[min(int(percentile * len(ordered)), len(ordered) - 1)]
 
 
-def load_level(source: Path | str, file: str, d_model: int | None = None, revision: str | None = None) -> Transcoder:
-    """One `params.npz`, from a folder or the hub, frozen, in float32."""
-    path = source / file if isinstance(source, Path) else Path(hf_hub_download(source, file, revision=revision))
-    return load_npz(path, d_model)
+def load_level(settings: Transcoders, file: str, d_model: int | None = None) -> Transcoder:
+    """One file of a release, frozen, in float32."""
+    path = hub.file(local_or_hub(settings.source), file, settings.revision)
+    return read(path, LAYOUTS[settings.layout], d_model)
 
 
 def load_npz(path: Path, d_model: int | None = None) -> Transcoder:
-    """A transcoder from Gemma Scope's `params.npz`; never unpickles.
+    """A transcoder from a `params.npz` as Gemma Scope has them."""
+    return read(path, LAYOUTS["gemma-scope"], d_model)
+
+
+def read(path: Path, layout: Layout, d_model: int | None = None) -> Transcoder:
+    """A transcoder from one file of a release, npz or safetensors; never unpickles.
 
     A damaged file, a missing array, or shapes that fit neither one another nor `d_model` are a
     one-line `ValueError`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name].astype(np.float32)) for name in PARAMETERS}
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]}; expected arrays {', '.join(PARAMETERS)}") from None
-    except (BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or not an npz ({error}); make or download it again") from None
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file}
+        else:
+            found = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (BadZipFile, EOFError, OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path}: damaged or not of its kind ({error}); make or download it again") from None
+    arrays = {}
+    for name, theirs in layout.arrays.items():
+        if theirs in found:
+            arrays[name] = found[theirs].mT.contiguous() if name in layout.transposed else found[theirs]
+        elif name not in layout.optional:
+            raise ValueError(f"{path}: no array {theirs}; expected {', '.join(layout.arrays.values())}")
+    arrays.setdefault("threshold", torch.zeros_like(arrays["b_enc"]))
     return checked(path, arrays, d_model)
 
 
 def checked(path: Path | str, arrays: Mapping[str, Tensor], d_model: int | None = None) -> Transcoder:
-    """A frozen transcoder of `PARAMETERS`, where their shapes fit one another and `d_model`; else a one-line `ValueError`."""
-    d_in, d_sae = arrays["W_enc"].shape
-    d_in = d_in if d_model is None else d_model
+    """A frozen transcoder of arrays whose shapes fit one another and `d_model`; else a one-line `ValueError`."""
+    d_in, d_sae = d_model or len(arrays["b_dec"]), len(arrays["b_enc"])
     shapes = dict(W_enc=(d_in, d_sae), b_enc=(d_sae,), threshold=(d_sae,), W_dec=(d_sae, d_in), b_dec=(d_in,))
-    for name, shape in shapes.items():
-        if tuple(arrays[name].shape) != shape:
-            raise ValueError(f"{path}: {name} is {tuple(arrays[name].shape)}, not {shape}; it is not for this model")
+    shapes["W_skip"] = (d_in, d_in)
+    for name, array in arrays.items():
+        if tuple(array.shape) != shapes[name]:
+            raise ValueError(f"{path}: {name} is {tuple(array.shape)}, not {shapes[name]}; it is not for this model")
     return Transcoder(**arrays).requires_grad_(False)
 
 

@@ -2,7 +2,7 @@
 
     python -m lib.nano.base --profile nano [--again]
 
-makes what is missing (`--again`: everything), and does nothing for a profile without an organism.
+makes what is missing (`--again`: everything); for a profile without an organism it sees that all can be had.
 Weights are stored in half precision; transcoders and card are made from the model as stored.
 """
 
@@ -44,6 +44,7 @@ def make(profile: Profile, again: bool = False) -> None:
     """Make the model, the transcoders and the card where they are missing."""
     organism = profile.organism
     if organism is None:
+        models.check(profile)
         return
     model_folder, scope = ROOT / profile.model.source, ROOT / profile.transcoders.source
     folder = model_folder.parent

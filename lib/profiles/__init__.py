@@ -36,11 +36,13 @@ class Model(_Table):
 
 class Transcoders(_Table):
     source: str
-    """A folder, relative to the project, or a repository on the hub, in Gemma Scope's layout; or a folder of
-    transcoders as sae-lens saves them, or the name of one of its releases."""
+    """A folder, relative to the project, or a repository on the hub; for transcoders that sae-lens saved, their
+    folder, and for a release of sae-lens its name (`lib.imports`)."""
     revision: str | None = None
-    width: str
-    """The `width_...` folder, such as `16k`."""
+    layout: Literal["gemma-scope", "gemma-scope-2", "gemma-scope-2-affine", "circuit-tracer"] = "gemma-scope"
+    """How its files are named and what is in them; see `lib.transcoders`."""
+    width: str = ""
+    """Which width, such as `16k`, where the layout has several."""
     percentiles: Annotated[list[Share], Field(min_length=1)]
     """Which of the L0 levels on offer, by rank: 0 the sparsest, 1 the densest."""
     layers: Annotated[list[Layer], Field(min_length=1)] | None = None
@@ -68,6 +70,9 @@ class Prompts(_Table):
     train_file: str | None = None
     """JSONL of `input, target, label` to use instead of generated prompts; relative to the project."""
     test_file: str | None = None
+    copies: str | None = None
+    """Where the sentences to copy are from: JSONL of `text`, relative to the project, or such a file on the
+    hub, `hf://datasets/owner/name@revision/path`; generated where it is left out."""
     seed: int = 0
 
 

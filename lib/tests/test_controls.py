@@ -6,6 +6,7 @@ import torch
 from lib import activations, controls, models
 from lib.encoding import encode
 from lib.prompts import generate
+from lib.sites import DenseMLP
 from lib.transcoders import Transcoder
 
 LAYERS = [0, 1]
@@ -19,7 +20,7 @@ def other(folder):
     for block in hf.model.layers:
         for parameter in block.mlp.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
-    dense = {layer: controls.DenseMLP(hf.model.layers[layer]) for layer in LAYERS}
+    dense = {layer: DenseMLP(hf, layer) for layer in LAYERS}
     return models.bridged(hf, tokenizer, "gemma-scope"), dense
 
 
@@ -37,7 +38,7 @@ def material(tiny, plain, other, smoke):
         bases={layer: Transcoder.initialised((), 32, 48, layer, 0.5).requires_grad_(False) for layer in LAYERS},
         train=held(finetuned, 12, "train"), validation=held(finetuned, 4, "validation"),
         base_train=held(tiny, 12, "train"), base_validation=held(tiny, 4, "validation"),
-        finetuned_mlps=dense, base_mlps={layer: controls.DenseMLP(plain.model.layers[layer]) for layer in LAYERS},
+        finetuned_mlps=dense, base_mlps={layer: DenseMLP(plain, layer) for layer in LAYERS},
         d_new=4, settings=settings, retrain=smoke.deltas.retrain.model_copy(update={"steps": 60}),
     )  # fmt: skip
 

@@ -1,8 +1,10 @@
 """What is exported, read again by sae-lens, by circuit-tracer's rules and by ourselves: same features, same output."""
 
 import json
+import math
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from lib import deltas, export, imports, models, profiles
 from lib.hooks import replaced
 from lib.tests.test_imports import one_line, random
-from lib.transcoders import PARAMETERS, BaseDelta, load_npz, save_npz
+from lib.transcoders import PARAMETERS, BaseDelta, Transcoder, load_npz, save_npz
 
 ALPHA, D_NEW, PERCENTILE = 0.5, 4, 1.0
 PLACE = "layer_1/d_new_4_percentile_1/"
@@ -112,7 +114,7 @@ def test_gemma_scopes_layout_is_a_base_again(job, pair, x, tmp_path):
         assert set(file) == set(PARAMETERS) and file["W_enc"].shape == (32, 4)
 
 
-def by_circuit_tracer(folder):
+def by_circuit_tracer(folder, skip=False):
     """The set as circuit-tracer reads it (0.5): `layer_<i>.safetensors` for consecutive i, W_enc (F, d_model), strict keys,
     `x * (x > threshold)` without a relu; hook points are named within a block."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -120,14 +122,14 @@ def by_circuit_tracer(folder):
     assert [f.name for f in files] == [f"layer_{i}.safetensors" for i in range(len(files))]
 
     def transcoder(t):
-        assert set(t) == {"W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold"}
+        assert set(t) == {"W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold"} | ({"W_skip"} if skip else set())
         assert t["W_enc"].shape == t["W_dec"].shape == (len(t["b_enc"]), len(t["b_dec"]))
 
         def features(x):
             p = torch.nn.functional.linear(x, t["W_enc"], t["b_enc"])
             return p * (p > t["activation_function.threshold"])
 
-        return features, lambda x: features(x) @ t["W_dec"] + t["b_dec"]
+        return features, lambda x: features(x) @ t["W_dec"] + t["b_dec"] + (x @ t["W_skip"].T if skip else 0)
 
     return config, [transcoder(load_file(f)) for f in files]
 
@@ -146,6 +148,42 @@ def test_circuit_tracer_reads_every_layer(job, pair, x, tmp_path):
     assert len(transcoders) == 2 and (pair.base.threshold < 0).any()
     assert (features(x) - torch.cat(pair.encode(x), -1)).abs().max() <= 1e-5
     assert (whole(x) - pair(x)).abs().max() <= 1e-5
+    settings = job.profile.transcoders.model_copy(update={"source": str(tmp_path / "out"), "layout": "circuit-tracer"})
+    [again] = imports.on_offer(settings, 1, 32).values()
+    assert (again()(x) - pair(x)).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_an_affine_skip_goes_along_or_is_refused(job, x, tmp_path):
+    """To sae-lens and circuit-tracer, which apply it as (out, in); Gemma Scope's layout has no place for one."""
+    from sae_lens import SAE
+
+    def with_skip(delta):
+        base = Transcoder(**delta.pair.base.tensors, W_skip=torch.randn(32, 32) / 6)
+        return replace(delta, pair=BaseDelta(base, delta.pair.delta, ALPHA))
+
+    job = replace(job, deltas=[with_skip(delta) for delta in job.deltas])
+    right = job.deltas[1].pair(x)
+    assert (right - (pair := job.deltas[1].pair).decode(*pair.encode(x), 0 * x)).abs().max() > 1
+    export.export(job, "sae-lens", tmp_path / "sae-lens")
+    theirs = SAE.load_from_disk(tmp_path / "sae-lens" / PLACE / "base_plus_delta_alpha_0.5")
+    assert theirs.cfg.architecture() == "jumprelu_skip_transcoder" and (theirs(x) - right).abs().max() <= 1e-5
+    export.export(job, "circuit-tracer", tmp_path / "circuit-tracer")
+    _, transcoders = by_circuit_tracer(tmp_path / "circuit-tracer", skip=True)
+    assert (transcoders[1][1](x) - right).abs().max() <= 1e-5
+    with pytest.raises(ValueError) as error:
+        export.export(job, "gemma-scope", tmp_path / "gemma-scope")
+    one_line(error, "layer 0", "affine skip")
+
+
+def test_an_l0_that_nobody_states_is_unknown(job, tmp_path):
+    job = replace(job, deltas=[replace(delta, base_l0=math.nan) for delta in job.deltas])
+    export.export(job, "hub", tmp_path / "hub")
+    assert "average L0 by layer: unknown, unknown" in (tmp_path / "hub/README.md").read_text()
+    assert all("NaN" not in file.read_text() for file in (tmp_path / "hub").rglob("cfg.json"))
+    with pytest.raises(ValueError) as error:
+        export.export(job, "gemma-scope", tmp_path / "gemma-scope")
+    one_line(error, "layer 0", "L0")
 
 
 def test_circuit_tracer_is_not_given_what_it_refuses(home, job, tmp_path):
@@ -185,9 +223,12 @@ def test_the_card_says_what_was_measured_and_what_it_says_can_be_run(job, x, tmp
 def test_what_is_exported_is_taken_in_again(job, pair, tmp_path, monkeypatch):
     """As `deltas.source`, from a folder or the hub: the delta alone, on its base."""
     export.export(job, "hub", tmp_path / "out")
-    files = [f.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out").rglob("*") if f.is_file()]
-    monkeypatch.setattr(imports.HfApi, "list_repo_files", lambda self, repo: files)
-    monkeypatch.setattr(imports, "hf_hub_download", lambda repo, name: str(tmp_path / "out" / name))
+    place = tmp_path / "hub/models--someone--deltas"
+    shutil.copytree(tmp_path / "out", place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source in (str(tmp_path / "out"), "someone/deltas"):
         found = imports.load_delta(source, 1, D_NEW, PERCENTILE, pair.base)
         assert all(torch.equal(getattr(found, name), getattr(pair.delta, name)) for name in PARAMETERS)

@@ -54,7 +54,7 @@ def settings(source, **more):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ["transcoder", "jumprelu_transcoder"])
+@pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"])
 def test_a_folder_of_sae_lens_is_a_base(tmp_path, architecture):
     theirs = saved_by_sae_lens(tmp_path / "one", architecture)
     saved_by_sae_lens(tmp_path / "other", architecture, "blocks.11.ln2.hook_normalized")
@@ -80,8 +80,6 @@ def test_levels_of_sae_lens_folders_are_told_by_their_l0(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
-        ("skip_transcoder", {}, "affine skip"),
-        ("jumprelu_skip_transcoder", {}, "affine skip"),
         ("standard", {}, "standard is not a transcoder"),
         ("transcoder", {"normalize_activations": "layer_norm"}, "normalize_activations is layer_norm"),
     ],

@@ -41,8 +41,10 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 def test_an_unknown_architecture_has_no_site():
     from lib.sites import site_for
 
-    with pytest.raises(ValueError, match="no site 'gemma-scope' for 'gpt2'; known: gemma-scope of gemma2"):
-        site_for("gpt2", "gemma-scope")
+    with pytest.raises(ValueError, match=r"no site is known for models of type 'bert', only for gemma2, .*; add it"):
+        site_for("bert", "gemma-scope")
+    with pytest.raises(ValueError, match="no site 'mlp'; known: gemma-scope, published"):
+        site_for("gemma2", "mlp")
 
 
 def test_the_organism_in_git_is_a_gemma2():

@@ -7,17 +7,18 @@ import pytest
 import torch
 from scipy.stats import ttest_1samp
 
-from lib import activations, controls, deltas, evaluation, features, models, objectives, stats
+from lib import activations, deltas, evaluation, features, models, objectives, stats
 from lib.encoding import encode, question
 from lib.hooks import capture
 from lib.metrics import by_prompt
 from lib.prompts import generate
+from lib.sites import DenseMLP
 from lib.transcoders import BaseDelta, Transcoder
 
 LAYERS, D_NEW = [0, 1], 8
 
 
-class Exact(controls.DenseMLP):
+class Exact(DenseMLP):
     """A base without error: the model's own MLP, its output taken for features."""
 
     def encode(self, x):
@@ -71,7 +72,7 @@ def learned(smoke, bases, train, validation, seed, steps):
 
 @pytest.fixture(scope="module")
 def pairs(plain, planted, smoke):
-    bases = {layer: Exact(plain.model.layers[layer]) for layer in LAYERS}
+    bases = {layer: Exact(plain, layer) for layer in LAYERS}
     return learned(smoke, bases, held(planted, asked("train", 40)), held(planted, asked("validation")), 0, 400)
 
 

@@ -1,8 +1,14 @@
+import json
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_npz, save_npz
+from lib import profiles
+from lib.transcoders import LAYOUTS, BaseDelta, Transcoder, choose, levels, load_level, load_npz, read, save_npz
 
 
 @pytest.fixture
@@ -78,18 +84,17 @@ def test_choice_by_percentile():
 def test_levels_are_listed_from_the_folder(one, tmp_path):
     for l0 in ("9", "31.5", "120"):
         save_npz(one, tmp_path / f"layer_3/width_1k/average_l0_{l0}/params.npz")
-    assert levels(tmp_path, 3, "1k") == {
-        float(l0): f"layer_3/width_1k/average_l0_{l0}/params.npz" for l0 in ("9", "31.5", "120")
-    }
-    with pytest.raises(ValueError, match="nothing under layer_4/width_1k/average_l0_"):
-        levels(tmp_path, 4, "1k")
+    settings = profiles.Transcoders(source=str(tmp_path), width="1k", percentiles=[0.5])
+    assert levels(settings, 3) == {float(l0): f"layer_3/width_1k/average_l0_{l0}/params.npz" for l0 in ("9", "31.5", "120")}
+    with pytest.raises(ValueError, match=re.escape("no file of layer 4 like layer_4/width_1k/average_l0_")):
+        levels(settings, 4)
 
 
 def test_a_truncated_file_is_named(one, tmp_path):
     path = tmp_path / "params.npz"
     save_npz(one, path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="damaged or not an npz") as error:
+    with pytest.raises(ValueError, match="damaged or not of its kind") as error:
         load_npz(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
@@ -103,7 +108,7 @@ def test_shapes_that_do_not_fit_are_named(one, tmp_path):
 
 def test_missing_arrays_are_named(tmp_path):
     np.savez(tmp_path / "params.npz", W_enc=np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="b_enc is not a file in the archive; expected arrays W_enc, b_enc"):
+    with pytest.raises(ValueError, match="no array b_enc; expected W_enc, b_enc"):
         load_npz(tmp_path / "params.npz")
 
 
@@ -113,5 +118,140 @@ def test_a_pickle_is_never_opened(tmp_path):
             return (pytest.fail, ("the pickle was executed",))
 
     np.savez(tmp_path / "params.npz", W_enc=np.array([Evil()], dtype=object))
-    with pytest.raises(ValueError, match="damaged or not an npz"):
+    with pytest.raises(ValueError, match="damaged or not of its kind"):
         load_npz(tmp_path / "params.npz")
+
+
+# --- the files of other releases, and the affine skip ---
+
+
+def arrays_of_a_release(layout, folder):
+    """One file as the release has it, with random numbers; and x and y of its formula, summed by hand in float64."""
+    torch.manual_seed(0)
+    d, n = 6, 10
+    W_enc, W_dec, b_enc, b_dec = torch.randn(d, n), torch.randn(n, d), torch.randn(n), torch.randn(d)
+    threshold, W_skip = torch.rand(n), torch.randn(d, d)
+    files = {
+        "gemma-scope": dict(W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec, threshold=threshold),
+        "gemma-scope-2": dict(w_enc=W_enc, w_dec=W_dec, b_enc=b_enc, b_dec=b_dec, threshold=threshold),
+        # circuit-tracer computes input @ W_enc.T and input @ W_skip.T
+        "circuit-tracer": dict(W_enc=W_enc.T.contiguous(), W_dec=W_dec, b_enc=b_enc, b_dec=b_dec),
+    }
+    # Gemma Scope 2 computes x @ affine_skip_connection
+    files["gemma-scope-2-affine"] = files["gemma-scope-2"] | {"affine_skip_connection": W_skip}
+    arrays, x, y = files[layout], torch.randn(20, d), []
+    for row in x.double():
+        out = b_dec.double().clone()
+        for i in range(n):
+            p = row @ W_enc[:, i].double() + b_enc[i]
+            if p > (0 if layout == "circuit-tracer" else threshold[i]):
+                out += p * W_dec[i]
+        y.append(out + row @ W_skip.double() * (layout == "gemma-scope-2-affine"))
+    if layout == "gemma-scope":
+        path = folder / "params.npz"
+        np.savez(path, **{name: array.numpy() for name, array in arrays.items()})
+    else:
+        path = folder / "params.safetensors"
+        save_file(arrays, path)
+    return path, x, torch.stack(y)
+
+
+def check_release(name, layout, folder):
+    """What is read from a file of this release computes what its formula says."""
+    path, x, y = arrays_of_a_release(name, folder)
+    transcoder = read(path, layout, 6)
+    assert torch.allclose(transcoder(x).double(), y, atol=1e-5)
+    delta = Transcoder.initialised((), 6, 2, 1)
+    assert torch.allclose(BaseDelta(transcoder, delta, 0.5)(x).double(), y + 0.5 * delta(x), atol=1e-5)
+    assert torch.allclose(Transcoder.stacked([transcoder])[0](x), transcoder(x))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_release_is_read_as_it_computes(name, tmp_path):
+    check_release(name, LAYOUTS[name], tmp_path)
+
+
+def test_a_transposed_or_dropped_skip_is_caught(tmp_path):
+    affine = LAYOUTS["gemma-scope-2-affine"]
+    without = {name: theirs for name, theirs in affine.arrays.items() if name != "W_skip"}
+    for fault in (dict(transposed=("W_skip",)), dict(arrays=without)):
+        with pytest.raises(AssertionError):
+            check_release("gemma-scope-2-affine", replace(affine, **fault), tmp_path)
+
+
+def test_a_transposed_encoder_is_caught(tmp_path):
+    with pytest.raises(ValueError, match=r"W_enc is \(10, 6\), not \(6, 10\)"):
+        check_release("circuit-tracer", replace(LAYOUTS["circuit-tracer"], transposed=()), tmp_path)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_subtracted_b_dec_is_caught(name, tmp_path, monkeypatch):
+    encode = Transcoder.encode
+    monkeypatch.setattr(Transcoder, "encode", lambda self, x: encode(self, x - self.b_dec.unsqueeze(-2)))
+    with pytest.raises(AssertionError):
+        check_release(name, LAYOUTS[name], tmp_path)
+
+
+def test_an_affine_release_must_have_its_skip(tmp_path):
+    path, *_ = arrays_of_a_release("gemma-scope-2", tmp_path)
+    with pytest.raises(ValueError, match=r"params\.safetensors: no array affine_skip_connection; expected w_enc"):
+        read(path, LAYOUTS["gemma-scope-2-affine"], 6)
+
+
+def test_a_skip_is_never_left_out_in_silence(tmp_path):
+    path, x, _ = arrays_of_a_release("gemma-scope-2-affine", tmp_path)
+    transcoder = read(path, LAYOUTS["gemma-scope-2-affine"], 6)
+    with pytest.raises(ValueError, match="affine skip; give decode the input too"):
+        transcoder.decode(transcoder.encode(x))
+
+
+def test_sae_lens_computes_the_same_with_a_skip(tmp_path):
+    """Its class with what its loader makes of the file: W_skip is (d_out, d_in) there, the transpose of what is stored."""
+    from sae_lens import JumpReLUSkipTranscoder, JumpReLUSkipTranscoderConfig
+    from safetensors.torch import load_file
+
+    path, x, y = arrays_of_a_release("gemma-scope-2-affine", tmp_path)
+    stored = load_file(path)
+    theirs = JumpReLUSkipTranscoder(
+        JumpReLUSkipTranscoderConfig(d_in=6, d_out=6, d_sae=10, dtype="float32", device="cpu", apply_b_dec_to_input=False)
+    )
+    theirs.load_state_dict(
+        {"W_enc": stored["w_enc"], "W_dec": stored["w_dec"], "W_skip": stored["affine_skip_connection"].T.contiguous()}
+        | {name: stored[name] for name in ("b_enc", "b_dec", "threshold")}
+    )
+    assert torch.allclose(theirs(x).double(), y, atol=1e-5)
+    assert torch.allclose(theirs(x), read(path, LAYOUTS["gemma-scope-2-affine"])(x), atol=1e-5)
+
+
+def test_levels_of_gemma_scope_2_are_what_its_configs_say(tmp_path):
+    for l0, kind in ((120, "big_affine"), (20, "small_affine"), (60, "small")):
+        folder = tmp_path / f"transcoder_all/layer_3_width_16k_l0_{kind}"
+        folder.mkdir(parents=True)
+        arrays_of_a_release("gemma-scope-2-affine", folder)
+        (folder / "config.json").write_text(json.dumps({"l0": l0}))
+    settings = profiles.Transcoders(source=str(tmp_path), layout="gemma-scope-2-affine", width="16k", percentiles=[0.5])
+    found = levels(settings, 3)
+    assert list(found) == [20, 120] and load_level(settings, found[20], 6).W_skip is not None
+
+
+def test_a_release_with_one_transcoder_a_layer_has_one_level(tmp_path):
+    path, x, y = arrays_of_a_release("circuit-tracer", tmp_path)
+    path.rename(tmp_path / "layer_3.safetensors")
+    settings = profiles.Transcoders(source=str(tmp_path), layout="circuit-tracer", percentiles=[0.5])
+    [(l0, file)] = levels(settings, 3).items()
+    assert np.isnan(l0) and np.isnan(choose([l0], 0.75))
+    assert torch.allclose(load_level(settings, file, 6)(x).double(), y, atol=1e-5)
+
+
+def test_a_stack_with_a_skip_is_retrained_with_it(smoke):
+    """From parameters that already fit it goes on, and its skip with it, in the units of the targets."""
+    from lib.training import train
+
+    torch.manual_seed(0)
+    x, one = torch.randn(2, 64, 6), Transcoder.initialised((2,), 6, 10, 0)
+    stack = Transcoder(**one.tensors, W_skip=torch.randn(2, 6, 6))
+    y = stack(x).detach()
+    settings = smoke.deltas.retrain.model_copy(update={"lr": 1e-5, "steps": 2})
+    curve = train(stack, iter([(x, y)] * 3), (x, y), settings, warm=True)
+    assert curve.fvu.max() < 1e-3 and stack.W_skip is not None
+    assert torch.allclose(stack(x), y, atol=0.05)

@@ -1,0 +1,32 @@
+"""Every chapter on one profile, in one process and without pictures: `python -m lib.tests.book PROFILE.toml`.
+
+Chapters take parameters as papermill gives them; they are kept small.
+"""
+
+import sys
+import time
+import warnings
+
+import nbformat
+
+from lib import plots
+from lib.paths import NOTEBOOKS
+
+SMALL = {"n_prompts": 4, "n_seeds": 2}
+
+
+def run(profile: str) -> None:
+    plots.has_chrome = lambda: False
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        began, names = time.time(), {"__name__": "__main__"}
+        for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"{path.stem}, cell {number}", "exec"), names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names.update({"profile": profile} | {name: value for name, value in SMALL.items() if name in names})
+        print(f"{path.stem} done in {time.time() - began:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    run(sys.argv[1])

@@ -1,0 +1,192 @@
+"""Small random models of every architecture, with tokenizers made as the real ones are, in folders and in a hub cache.
+
+Names, config and tokenizer classes, file names and tensor formats are those of the real repositories.
+"""
+
+import functools
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, trainers
+from tokenizers import models as bpe
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+    Qwen3Config,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from lib.nano.corpus import documents
+from lib.sentences import copy_sentence
+from lib.transcoders import Transcoder, save_npz
+
+D_MODEL, VOCABULARY = 32, 640
+
+
+@functools.cache
+def learned(pattern: str, byte_level: bool) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a BPE over the corpus, split by `pattern` first."""
+    tokenizer = Tokenizer(bpe.BPE(byte_fallback=not byte_level))
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    if byte_level:
+        split = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = split
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else list("0123456789abcdefghijklmnopqrstuvwxyz\n▁")
+    texts = (document.text if byte_level else document.text.replace(" ", "▁") for document in islice(documents("real"), 300))
+    size = VOCABULARY if byte_level else VOCABULARY - 300
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    return learned["vocab"], [tuple(merge) for merge in learned["merges"]]
+
+
+def gemma_tokenizer() -> PreTrainedTokenizerBase:
+    """SentencePiece-like: spaces are ▁, bytes as a fallback, digits and newlines alone, <bos> in front."""
+    vocab, merges = learned(r"▁?\p{L}+|\p{N}|\n|[^\s\p{L}\p{N}]", byte_level=False)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+    tokens = special + [f"<0x{byte:02X}>" for byte in range(256)] + list(vocab)
+    return GemmaTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=merges, add_bos_token=True, add_eos_token=False,
+        additional_special_tokens=special[5:], model_max_length=10**30,
+    )  # fmt: skip
+
+
+def qwen_tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level, nothing in front, digits alone, "?\\n" one token; <tool_call> a token of its own that is no special one."""
+    vocab, merges = learned(PRETOKENIZE_REGEX, byte_level=True)
+    for left, right in (("?", "Ċ"), (".", "Ċ")):  # as in the real vocabulary
+        if left + right not in vocab:
+            vocab, merges = vocab | {left + right: max(vocab.values()) + 1}, [*merges, (left, right)]
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None,
+        additional_special_tokens=["<|im_start|>"], clean_up_tokenization_spaces=False, model_max_length=131072,
+    )  # fmt: skip
+    tokenizer.add_tokens([AddedToken(name, special=False) for name in ("<tool_call>", "</tool_call>")])
+    return tokenizer
+
+
+def gpt2_tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level, nothing in front, one token for begin, end and unknown, none for padding."""
+    vocab, merges = learned(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", byte_level=True)
+    return GPT2Tokenizer(vocab=vocab | {"<|endoftext|>": max(vocab.values()) + 1}, merges=merges, model_max_length=1024)
+
+
+_SIZES = dict(
+    hidden_size=D_MODEL, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+    max_position_embeddings=512,
+)  # fmt: skip
+TOKENIZERS = {"gemma2": gemma_tokenizer, "gemma3_text": gemma_tokenizer, "qwen3": qwen_tokenizer, "gpt2": gpt2_tokenizer}
+CONFIGS = {
+    "gemma2": lambda n, t: Gemma2Config(**_SIZES, num_hidden_layers=n, query_pre_attn_scalar=16, sliding_window=64, **t),
+    "gemma3_text": lambda n, t: Gemma3TextConfig(
+        **_SIZES, num_hidden_layers=n, query_pre_attn_scalar=16, sliding_window=64,
+        layer_types=[("sliding_attention", "full_attention")[i % 2] for i in range(n)], **t,
+    ),
+    "qwen3": lambda n, t: Qwen3Config(**_SIZES, num_hidden_layers=n, tie_word_embeddings=True, **t),
+    "gpt2": lambda n, t: GPT2Config(n_embd=D_MODEL, n_head=2, n_layer=n, n_positions=512, **t),
+}  # fmt: skip
+# as in the real generation_config.json
+GENERATION = {
+    "gemma2": dict(cache_implementation="hybrid"),
+    "gemma3_text": dict(cache_implementation="hybrid", do_sample=True, top_k=64, top_p=0.95),
+    "qwen3": dict(do_sample=True, temperature=0.6, top_k=20, top_p=0.95),
+    "gpt2": {},
+}
+
+
+@functools.cache
+def tokenizer(model_type: str) -> PreTrainedTokenizerBase:
+    return TOKENIZERS[model_type]()
+
+
+def model(model_type: str, n_layers: int = 2, seed: int = 0) -> PreTrainedModel:
+    """Random weights, and random gains of the norms, so that a forgotten gain or a wrong hook point shows."""
+    t = tokenizer(model_type)
+    ids = dict(bos_token_id=t.bos_token_id, eos_token_id=t.eos_token_id, pad_token_id=t.pad_token_id)
+    torch.manual_seed(seed)
+    config = CONFIGS[model_type](n_layers, {"vocab_size": len(t), **ids})
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for name, parameter in hf.named_parameters():
+        if re.search(r"norm|ln_", name):
+            torch.nn.init.normal_(parameter, mean=float(not model_type.startswith("gemma")), std=0.5)
+        elif parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+        else:
+            torch.nn.init.normal_(parameter, std=0.1)
+    hf.generation_config = GenerationConfig(**ids, **GENERATION[model_type])
+    return hf
+
+
+def save(model_type: str, folder: Path, n_layers: int = 2, seed: int = 0) -> Path:
+    """Model and tokenizer in a folder, the weights in several files as large models have them."""
+    model(model_type, n_layers, seed).save_pretrained(folder, max_shard_size="100KB")
+    tokenizer(model_type).save_pretrained(folder)
+    return folder
+
+
+def puts_bos(hf: PreTrainedModel) -> bool:
+    """Whether the tokenizers of such models put <bos> in front of every text."""
+    return hf.config.model_type in ("gemma2", "gemma3_text")
+
+
+# --- repositories in a hub cache ---
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def repository(cache: Path, name: str, write: Callable[[Path], object], commit: str = COMMIT, kind: str = "models") -> Path:
+    """A repository in a hub cache as the hub's client leaves it: blobs, links to them in a snapshot, and refs/main."""
+    root = cache / f"{kind}--{name.replace('/', '--')}"
+    snapshot, blobs, refs = root / "snapshots" / commit, root / "blobs", root / "refs"
+    for folder in (snapshot, blobs, refs):
+        folder.mkdir(parents=True)
+    write(snapshot)
+    (refs / "main").write_text(commit)
+    for path in [path for path in snapshot.rglob("*") if path.is_file()]:
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(blob)
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    return snapshot
+
+
+def transcoder(seed: int, d_sae: int = 48, skip: bool = False) -> Transcoder:
+    one = Transcoder.initialised((), D_MODEL, d_sae, seed, 0.3)
+    torch.manual_seed(seed)
+    tensors = one.tensors | {"b_dec": 0.1 * torch.randn(D_MODEL)}
+    return Transcoder(**tensors, W_skip=0.1 * torch.randn(D_MODEL, D_MODEL) if skip else None).requires_grad_(False)
+
+
+def gemma_scope(folder: Path, n_layers: int = 2) -> None:
+    """Gemma Scope: several levels a layer, each layer its own."""
+    for layer in range(n_layers):
+        for level, l0 in enumerate((7, 13 + layer, 25, 49, 101 + layer)):
+            save_npz(transcoder(10 * layer + level), folder / f"layer_{layer}/width_16k/average_l0_{l0}/params.npz")
+        save_npz(transcoder(99, 96), folder / f"layer_{layer}/width_65k/average_l0_30/params.npz")
+    (folder / "README.md").write_text("# Gemma Scope")
+
+
+def c4(folder: Path) -> None:
+    """A shard of C4: compressed JSONL, several sentences and lines a text."""
+    rng = random.Random("c4")
+    path = folder / "en/c4-train.00000-of-01024.json.gz"
+    path.parent.mkdir(parents=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for _ in range(400):
+            text = f"{copy_sentence(rng)} {copy_sentence(rng)} And a last one without numbers.\nMenu\n{copy_sentence(rng)}"
+            file.write(json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "https://example.org"}) + "\n")

@@ -1,0 +1,227 @@
+"""Every architecture's site: in float64 against a computation by hand, and by a transcoder that fits there and nowhere else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import gelu, silu
+
+from lib import activations, models
+from lib.encoding import encode
+from lib.generation import generate
+from lib.hooks import capture, logits_under, replaced
+from lib.prompts import generate as generate_prompts
+from lib.sites import ARCHITECTURES, DenseMLP, Site
+from lib.tests import real
+from lib.transcoders import Transcoder
+
+LAYER = 1
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def folder(request, tmp_path_factory):
+    return real.save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return models.load_hf(folder, "float64")[0]
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return models.bridged(*models.load_hf(folder, "float64"), "gemma-scope")
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    return encode(model.tokenizer, generate_prompts("negative", 6, "test", 0) + generate_prompts("positive", 6, "test", 0))
+
+
+def rms(h, eps, gain=1.0):
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * gain
+
+
+def gated(mlp, act, x):
+    return (act(x @ mlp.gate_proj.weight.T) * (x @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T
+
+
+def tanh_gelu(x):
+    return gelu(x, approximate="tanh")
+
+
+def gemma(block, h, eps, gain_before_reading):
+    gain = 1 + block.pre_feedforward_layernorm.weight
+    out = gated(block.mlp, tanh_gelu, rms(h, eps, gain))
+    return rms(h, eps, gain if gain_before_reading else 1.0), rms(out, eps, 1 + block.post_feedforward_layernorm.weight)
+
+
+def qwen3(block, h, eps):
+    x = rms(h, eps, block.post_attention_layernorm.weight)
+    return x, gated(block.mlp, silu, x)
+
+
+def gpt2(block, h, eps):
+    centred = h - h.mean(-1, keepdim=True)
+    x = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    inner = (x * block.ln_2.weight + block.ln_2.bias) @ block.mlp.c_fc.weight + block.mlp.c_fc.bias
+    return x, tanh_gelu(inner) @ block.mlp.c_proj.weight + block.mlp.c_proj.bias
+
+
+BY_HAND = {  # where the block reads the residual stream before its MLP, and x and y from it
+    "gemma2": ("pre_feedforward_layernorm", lambda *a: gemma(*a, gain_before_reading=False)),
+    "gemma3_text": ("pre_feedforward_layernorm", lambda *a: gemma(*a, gain_before_reading=True)),
+    "qwen3": ("post_attention_layernorm", qwen3),
+    "gpt2": ("ln_2", gpt2),
+}
+
+
+@torch.no_grad()
+def by_hand(plain, batch, layer):
+    """x and y of one MLP, in float64, from the stream that enters its norm in the model as transformers has it."""
+    name, formula = BY_HAND[plain.config.model_type]
+    block = getattr(plain.base_model, ARCHITECTURES[plain.config.model_type].blocks)[layer]
+    stream = {}
+    handle = getattr(block, name).register_forward_pre_hook(lambda m, args: stream.update(h=args[0]))
+    plain(batch.ids, attention_mask=batch.attention)
+    handle.remove()
+    eps = getattr(plain.config, "rms_norm_eps", None) or plain.config.layer_norm_epsilon
+    return formula(block, stream["h"], eps)
+
+
+@torch.no_grad()
+def check_site(model, plain, batch, layer):
+    """What is captured at the model's site is what a hand computation says."""
+    read, write = model.site.at(layer)
+    with capture(model, [read, write]) as cache:
+        model.hf(batch.ids, attention_mask=batch.attention)
+    # transformers' norms compute in float32 whatever the model's precision
+    for found, wanted in zip((cache[read], cache[write]), by_hand(plain, batch, layer), strict=True):
+        assert found.dtype == torch.float64 and torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_site_is_what_a_hand_computation_says(model, plain, batch, layer):
+    check_site(model, plain, batch, layer)
+
+
+def neighbours(model):
+    """Sites one hook point beside the right one, and the published one."""
+    reads = {f"blocks.{{layer}}.{name}" for name in ("ln2.hook_in", "ln2.hook_normalized", "mlp.hook_in")} - {model.site.read}
+    writes = {"blocks.{layer}.mlp.hook_out", "blocks.{layer}.hook_out"}
+    if model.hf.config.model_type not in ("gemma2", "gemma3_text"):  # no norm between the two
+        writes -= {"blocks.{layer}.mlp.hook_out"}
+    sites = [replace(model.site, name=read, read=read) for read in sorted(reads)]
+    sites += [replace(model.site, name=write, write=write) for write in sorted(writes)]
+    return [*sites, model.at("published").site]
+
+
+def test_a_wrong_site_is_caught(model, plain, batch):
+    for site in neighbours(model):
+        with pytest.raises(AssertionError):
+            check_site(replace(model, site=site), plain, batch, LAYER)
+
+
+def test_the_published_site_is_the_stream_before_the_norm_over_root_d(model, plain, batch):
+    stream = {}
+    name, _ = BY_HAND[plain.config.model_type]
+    block = getattr(plain.base_model, ARCHITECTURES[plain.config.model_type].blocks)[LAYER]
+    handle = getattr(block, name).register_forward_pre_hook(lambda m, args: stream.update(h=args[0]))
+    with torch.no_grad():
+        plain(batch.ids, attention_mask=batch.attention)
+    handle.remove()
+    held = activations.collect(model.at("published"), [LAYER], [batch])
+    right = activations.collect(model, [LAYER], [batch])
+    keep = batch.attention.bool() & (batch.ids != (2 if real.puts_bos(model.hf) else -1))
+    root = model.d_model**0.5
+    assert torch.allclose(held.x[0] * root, stream["h"][keep].float(), atol=1e-4)
+    assert torch.allclose(held.y * root, right.y, atol=1e-4)
+
+
+def fitted(x, y, d_sae=2048):
+    """A transcoder without error on these tokens: random features, and the decoder that solves for `y`."""
+    t = Transcoder.initialised((), x.shape[-1], d_sae, 0)
+    t.b_enc.data += torch.randn(d_sae, generator=torch.Generator().manual_seed(1))
+    t.b_dec.data += y.mean(0)
+    t.W_dec.data = torch.linalg.lstsq(t.encode(x).double(), (y - t.b_dec).double(), driver="gelsd").solution.float()
+    return t.requires_grad_(False)
+
+
+def fvu(transcoder, held):
+    x, y = held.x[0], held.y[0]
+    return ((transcoder(x) - y).square().sum() / (y - y.mean(0)).square().sum()).item()
+
+
+@torch.no_grad()
+def test_a_transcoder_trained_at_the_site_fits_there_and_not_beside_it(model, batch):
+    held = activations.collect(model, [LAYER], [batch])
+    transcoder = fitted(held.x[0], held.y[0])
+    assert fvu(transcoder, held) < 1e-6
+
+    def moved(site: Site):
+        """How far it moves the logits of the tokens it was trained on, as a share of their variance."""
+        raw, out = logits_under(replace(model, site=site), batch, [{}, {LAYER: transcoder}])
+        where = batch.attention.bool()
+        return ((out - raw)[where].square().sum() / (raw[where] - raw[where].mean(0)).square().sum()).item()
+
+    assert moved(model.site) < 1e-6
+    for site in neighbours(model):
+        assert fvu(transcoder, activations.collect(replace(model, site=site), [LAYER], [batch])) > 0.05, site
+        assert moved(site) > 1e-3, site
+
+
+@torch.no_grad()
+def test_the_dense_mlp_is_the_models_own(model, plain, batch):
+    held = activations.collect(model, [0, LAYER], [batch])
+    for i, layer in enumerate((0, LAYER)):
+        assert torch.allclose(DenseMLP(plain, layer)(held.x[i]), held.y[i], atol=2e-4, rtol=1e-4)
+    raw, out = logits_under(model, batch, [{}, {layer: DenseMLP(plain, layer) for layer in (0, LAYER)}])
+    assert torch.allclose(raw[batch.attention.bool()], out[batch.attention.bool()], atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_the_bridge_is_the_model(model, plain, batch):
+    ours = model.hf(batch.ids, attention_mask=batch.attention).logits
+    assert torch.allclose(ours, plain(batch.ids, attention_mask=batch.attention).logits, rtol=1e-9, atol=1e-9)
+
+
+def check_bos(model):
+    """A replacement, and what is streamed, leave out the <bos> that the tokenizer puts in front, and nothing else."""
+    ids = model.tokenizer(["a", "a longer text 12"], return_tensors="pt", padding=True, padding_side="left")
+    bos = torch.zeros_like(ids.input_ids, dtype=torch.bool)
+    bos[[0, 1], ids.attention_mask.argmax(1)] = real.puts_bos(model.hf)
+    _, write = model.site.at(0)
+    with torch.no_grad(), capture(model, [write]) as cache:
+        model.hf(**ids)
+    before, ends = cache[write], ["blocks.0.ln2.hook_in", "blocks.0.hook_out"]
+    with torch.no_grad(), replaced(model, {0: lambda x: x * 0 + 7}), capture(model, ends) as cache:
+        model.hf(**ids)
+    after = cache[ends[1]] - cache[ends[0]]
+    assert torch.allclose(after[bos], before[bos], atol=1e-5)
+    assert torch.allclose(after[~bos & ids.attention_mask.bool()], torch.tensor(7.0, dtype=after.dtype), atol=1e-5)
+    one = encode(model.tokenizer, generate_prompts("negative", 1, "test", 0))
+    assert activations.collect(model, [0], [one]).x.shape[1] == one.attention.sum() - int(real.puts_bos(model.hf))
+
+
+def test_bos_keeps_its_mlp_where_the_tokenizer_puts_one(model):
+    check_bos(model)
+
+
+def test_a_missing_or_wrong_bos_mask_is_caught(model, monkeypatch):
+    masks = [model.tokenizer.eos_token_id, *([-1] if real.puts_bos(model.hf) else [])]
+    for masked in masks:
+        monkeypatch.setattr("lib.hooks.bos_id", lambda tokenizer, masked=masked: masked)
+        monkeypatch.setattr("lib.activations.bos_id", lambda tokenizer, masked=masked: masked)
+        with pytest.raises(AssertionError):
+            check_bos(model)
+
+
+@torch.no_grad()
+def test_generation_under_a_replacement_is_the_same_cached_or_not_batched_or_alone(folder):
+    model = models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")
+    texts = ["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp for 40 guests.\n"]
+    with replaced(model, {0: lambda x: torch.tanh(3 * x.roll(1, -1)), 1: lambda x: 2 * x.flip(-1)}):
+        together = generate(model.hf, model.tokenizer, texts, 8)
+        uncached = generate(model.hf, model.tokenizer, texts, 8, use_cache=False)
+        alone = [generate(model.hf, model.tokenizer, [text], 8)[0] for text in texts]
+    assert together == uncached == alone and len(set(together)) > 1
