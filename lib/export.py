@@ -25,6 +25,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from lib import deltas, experiments, models, profiles, results
+from lib.encoding import bos_id
 from lib.models import LanguageModel
 from lib.paths import replacing
 from lib.profiles import Profile
@@ -117,10 +118,11 @@ def write_sae_lens(job: Job, folder: Path) -> None:
     from sae_lens.registry import get_sae_class
     from sae_lens.saes.sae import SAEMetadata
 
+    bos = bos_id(job.model.tokenizer)
     for delta, name, part, place in job.placed():
         metadata = SAEMetadata(
-            model_name=job.profile.model.source, hook_name=delta.read, hook_name_out=delta.write, prepend_bos=True,
-            exclude_special_tokens=[job.model.tokenizer.bos_token_id], profile=job.profile.name, part=name,
+            model_name=job.profile.model.source, hook_name=delta.read, hook_name_out=delta.write, prepend_bos=bos >= 0,
+            exclude_special_tokens=[bos] if bos >= 0 else False, profile=job.profile.name, part=name,
             d_new=job.d_new, percentile=job.percentile, base=job.profile.transcoders.source,
             base_l0=None if math.isnan(delta.base_l0) else delta.base_l0,
         )  # fmt: skip
@@ -135,11 +137,10 @@ def write_gemma_scope(job: Job, folder: Path) -> None:
     """`layer_<i>/width_<n>/average_l0_<l0>/params.npz`; L0 is the base's, and the delta's of the validation prompts."""
     l0 = job.rows("deltas")
     for delta, name, part, _ in job.placed():
-        lacks = (
-            "has an affine skip" if part.W_skip is not None else "does not say its L0" if math.isnan(delta.base_l0) else None
-        )
-        if lacks:
-            raise ValueError(f"layer {delta.layer}: its base {lacks}; Gemma Scope's layout cannot hold it, choose another")
+        if part.W_skip is not None:
+            raise ValueError(f"layer {delta.layer}: its base has an affine skip, Gemma Scope's layout none; use another format")
+        if math.isnan(delta.base_l0):
+            raise ValueError(f"layer {delta.layer}: its base says no L0, Gemma Scope's layout does; use another format")
         measured = l0[l0.layer == delta.layer].delta_l0 if len(l0) else l0
         if not len(measured):
             path = job.profile.paths.results / "deltas.csv"
@@ -258,7 +259,7 @@ y = transcoder(x)  # x at transcoder.cfg.metadata.hook_name, y for transcoder.cf
 
 Its first {first.pair.base.d_sae} features are the base's, the last {job.d_new} the delta's, with alpha in their decoder rows.
 The delta alone, whose output is added to the base's, is `{alone}`. Attach it to the *finetuned* model,
-and leave BOS on the dense MLP: transcoders are not trained on it.
+and leave BOS, if its tokenizer puts one, on the dense MLP: transcoders are not trained on it.
 
 ## Limits
 
