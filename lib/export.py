@@ -202,6 +202,9 @@ MEASURES = {
 """The tables that a card shows: what tells rows apart, what was measured, and a caption."""
 
 
+SKIP = "The base has an affine skip: `transcoder(x)` applies it; attached to a model by sae-lens 6.54, a transcoder loses it."
+
+
 def at(source: profiles.Model | profiles.Transcoders) -> str:
     """A source with its revision."""
     return f"{source.source}, revision {source.revision}" if source.revision else source.source
@@ -217,6 +220,7 @@ def card(job: Job) -> str:
         shown = results.with_intervals(rows, keep, names).to_markdown(index=False) if len(rows) else "Not measured."
         tables += f"### {caption}\n\n{shown}\n\n"
     prompts = p.prompts.train_file or f"{p.prompts.train} tool and {p.prompts.train} copy prompts that the project writes"
+    skip = "" if first.pair.base.W_skip is None else f"\n{SKIP}"
     finetuned = p.finetune.source or f"LoRA of rank {p.finetune.rank}, {p.finetune.epochs} epochs, seed {p.seed}"
     layers = ", ".join(str(delta.layer) for delta in job.deltas)
     l0s = ", ".join("unknown" if math.isnan(delta.base_l0) else f"{delta.base_l0:g}" for delta in job.deltas)
@@ -259,7 +263,7 @@ y = transcoder(x)  # x at transcoder.cfg.metadata.hook_name, y for transcoder.cf
 
 Its first {first.pair.base.d_sae} features are the base's, the last {job.d_new} the delta's, with alpha in their decoder rows.
 The delta alone, whose output is added to the base's, is `{alone}`. Attach it to the *finetuned* model,
-and leave BOS, if its tokenizer puts one, on the dense MLP: transcoders are not trained on it.
+and leave BOS, if its tokenizer puts one, on the dense MLP: transcoders are not trained on it.{skip}
 
 ## Limits
 
