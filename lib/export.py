@@ -16,7 +16,8 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -26,18 +27,20 @@ from safetensors.torch import save_file
 
 from lib import deltas, experiments, models, profiles, results
 from lib.encoding import bos_id
+from lib.imports import on_offer
 from lib.models import LanguageModel
 from lib.paths import replacing
 from lib.profiles import Profile
-from lib.transcoders import BaseDelta, Transcoder, save_npz
+from lib.transcoders import BaseDelta, Transcoder, choose, save_npz
 
 
 @dataclass(frozen=True)
 class Delta:
-    """The trained delta of a layer, its base, and what is known of them."""
+    """The trained delta of a layer, its base, and what is known of them. Weights are loaded when asked for, and not kept."""
 
     layer: int
-    pair: BaseDelta
+    load: Callable[[], BaseDelta]
+    """base + alpha * delta."""
     base_l0: float
     read: str
     """The hook point of its input."""
@@ -46,7 +49,8 @@ class Delta:
     @property
     def parts(self) -> dict[str, Transcoder]:
         """What is exported, by name: base + alpha * delta as one, and the delta alone."""
-        return {f"base_plus_delta_alpha_{self.pair.alpha:g}": as_one(self.pair), "delta": self.pair.delta}
+        pair = self.load()
+        return {f"base_plus_delta_alpha_{pair.alpha:g}": as_one(pair), "delta": pair.delta}
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,14 @@ def collect(profile: Profile, layers: list[int] | None, d_new: int | None, perce
                 f"{file}: no such delta; profile {profile.name} has d_new {profile.deltas.d_new}, "
                 f"percentiles {profile.transcoders.percentiles} and layers below {model.n_layers}, made by chapter 3"
             )
-        pair = deltas.load_pair(profile, model, layer, d_new, percentile)
-        _, l0 = deltas.load_base(profile, model, layer, percentile)
-        found.append(Delta(layer, BaseDelta(pair.base, pair.delta, alpha), l0, *model.site.at(layer)))
+        load = partial(_pair, profile, model, layer, d_new, percentile, alpha)
+        l0 = choose(list(on_offer(profile.transcoders, layer)), percentile)
+        found.append(Delta(layer, load, l0, *model.site.at(layer)))
     return Job(profile, model, d_new, percentile, found)
+
+
+def _pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float, alpha: float) -> BaseDelta:
+    return replace(deltas.load_pair(profile, model, layer, d_new, percentile), alpha=alpha)
 
 
 def write_sae_lens(job: Job, folder: Path) -> None:
@@ -151,13 +159,14 @@ def write_gemma_scope(job: Job, folder: Path) -> None:
 
 def write_circuit_tracer(job: Job, folder: Path) -> None:
     """`config.yaml` and `layer_<i>.safetensors` for every layer of the model, with `W_enc` (F, d_model) as it has it."""
-    parts = [as_one(delta.pair) for delta in job.deltas]
-    if [delta.layer for delta in job.deltas] != list(range(job.model.n_layers)):
-        have = [delta.layer for delta in job.deltas]
+    have, widths = [delta.layer for delta in job.deltas], set()
+    if have != list(range(job.model.n_layers)):
         raise ValueError(f"circuit-tracer wants every layer from 0 to {job.model.n_layers - 1}, not {have}; leave out --layer")
-    if len(widths := {part.d_sae for part in parts}) > 1:
-        raise ValueError(f"circuit-tracer wants equal widths in all layers, not {sorted(widths)}; use bases of one width")
-    for delta, part in zip(job.deltas, parts, strict=True):
+    for delta in job.deltas:
+        part = as_one(delta.load())
+        widths.add(part.d_sae)
+        if len(widths) > 1:
+            raise ValueError(f"circuit-tracer wants equal widths in all layers, not {sorted(widths)}; use bases of one width")
         tensors = _tensors(part, ("W_enc", "W_skip"))
         # its JumpReLU has no relu before the threshold
         tensors["activation_function.threshold"] = tensors.pop("threshold").clamp(min=0)
@@ -213,6 +222,7 @@ def at(source: profiles.Model | profiles.Transcoders) -> str:
 def card(job: Job) -> str:
     """The model card: profile, data, metrics with their intervals where they were measured, how to load."""
     p, [first, *_] = job.profile, job.deltas
+    pair = first.load()
     base_plus_delta, alone = (place.as_posix() for *_, place in list(job.placed())[:2])
     tables = ""
     for name, (keep, names, caption) in MEASURES.items():
@@ -220,7 +230,7 @@ def card(job: Job) -> str:
         shown = results.with_intervals(rows, keep, names).to_markdown(index=False) if len(rows) else "Not measured."
         tables += f"### {caption}\n\n{shown}\n\n"
     prompts = p.prompts.train_file or f"{p.prompts.train} tool and {p.prompts.train} copy prompts that the project writes"
-    skip = "" if first.pair.base.W_skip is None else f"\n{SKIP}"
+    skip = "" if pair.base.W_skip is None else f"\n{SKIP}"
     finetuned = p.finetune.source or f"LoRA of rank {p.finetune.rank}, {p.finetune.epochs} epochs, seed {p.seed}"
     layers = ", ".join(str(delta.layer) for delta in job.deltas)
     l0s = ", ".join("unknown" if math.isnan(delta.base_l0) else f"{delta.base_l0:g}" for delta in job.deltas)
@@ -238,9 +248,9 @@ tags: [sparse-autoencoder, transcoder, delta-transcoder, mechanistic-interpretab
 | | |
 |---|---|
 | model | {at(p.model)}; finetuned: {finetuned} |
-| base transcoders | {at(p.transcoders)}; {first.pair.base.d_sae} features; average L0 by layer: {l0s} |
+| base transcoders | {at(p.transcoders)}; {pair.base.d_sae} features; average L0 by layer: {l0s} |
 | reads, writes (layer {first.layer}) | `{first.read}`, `{first.write}` |
-| d_new, percentile of the base's L0, alpha | {job.d_new}, {job.percentile:g}, {first.pair.alpha:g} |
+| d_new, percentile of the base's L0, alpha | {job.d_new}, {job.percentile:g}, {pair.alpha:g} |
 
 ## Data
 
@@ -261,7 +271,7 @@ transcoder = SAE.from_pretrained("OWNER/NAME", "{base_plus_delta}")  # from the 
 y = transcoder(x)  # x at transcoder.cfg.metadata.hook_name, y for transcoder.cfg.metadata.hook_name_out
 ```
 
-Its first {first.pair.base.d_sae} features are the base's, the last {job.d_new} the delta's, with alpha in their decoder rows.
+Its first {pair.base.d_sae} features are the base's, the last {job.d_new} the delta's, with alpha in their decoder rows.
 The delta alone, whose output is added to the base's, is `{alone}`. Attach it to the *finetuned* model,
 and leave BOS, if its tokenizer puts one, on the dense MLP: transcoders are not trained on it.{skip}
 

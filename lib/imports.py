@@ -1,7 +1,7 @@
 """What others made, read from their own files: sae-lens's transcoders as bases, and deltas trained elsewhere.
 
 Weights are read as safetensors, as npz without objects, or as a pickle that holds plain tensors and
-nothing else: a file that would run code is refused unopened.
+nothing else: a file that would run code is refused, and nothing in it runs.
 """
 
 import json

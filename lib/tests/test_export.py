@@ -96,7 +96,7 @@ def test_attached_by_sae_lens_the_model_is_as_with_our_hooks(job, architecture, 
     place = real.save(architecture, tmp_path / "model")
     model = models.bridged(*models.load_hf(place, "float32"), "gemma-scope")
     pair = BaseDelta(random(model.d_model), random(model.d_model, D_NEW, 1), ALPHA)
-    found = export.Delta(1, pair, 16.0, *model.site.at(1))
+    found = export.Delta(1, lambda: pair, 16.0, *model.site.at(1))
     export.export(replace(job, model=model, deltas=[found]), "sae-lens", tmp_path / "out")
     theirs = SAE.load_from_disk(tmp_path / "out" / PLACE / "base_plus_delta_alpha_0.5")
     hf, tokenizer = models.load_hf(place, "float32")
@@ -166,12 +166,14 @@ def test_an_affine_skip_goes_along_or_is_refused(job, x, tmp_path):
     from sae_lens import SAE
 
     def with_skip(delta):
-        base = Transcoder(**delta.pair.base.tensors, W_skip=torch.randn(32, 32) / 6)
-        return replace(delta, pair=BaseDelta(base, delta.pair.delta, ALPHA))
+        pair = delta.load()
+        pair = replace(pair, base=Transcoder(**pair.base.tensors, W_skip=torch.randn(32, 32) / 6))
+        return replace(delta, load=lambda: pair)
 
     job = replace(job, deltas=[with_skip(delta) for delta in job.deltas])
-    right = job.deltas[1].pair(x)
-    assert (right - (pair := job.deltas[1].pair).decode(*pair.encode(x), 0 * x)).abs().max() > 1
+    pair = job.deltas[1].load()
+    right = pair(x)
+    assert (right - pair.decode(*pair.encode(x), 0 * x)).abs().max() > 1
     export.export(job, "hub", tmp_path / "hub")
     assert export.SKIP in (tmp_path / "hub/README.md").read_text()
     theirs = SAE.load_from_disk(tmp_path / "hub" / PLACE / "base_plus_delta_alpha_0.5")
@@ -199,7 +201,7 @@ def test_circuit_tracer_is_not_given_what_it_refuses(home, job, tmp_path):
     with pytest.raises(ValueError) as error:
         export.export(one, "circuit-tracer", tmp_path / "out")
     one_line(error, "every layer from 0 to 1, not [1]")
-    narrow = export.Delta(0, BaseDelta(random(32, 48), random(32, D_NEW)), 16.0, "blocks.0.a", "blocks.0.b")
+    narrow = replace(job.deltas[0], load=lambda: BaseDelta(random(32, 48), random(32, D_NEW)))
     uneven = export.Job(job.profile, job.model, D_NEW, PERCENTILE, [narrow, job.deltas[1]])
     with pytest.raises(ValueError) as error:
         export.export(uneven, "circuit-tracer", tmp_path / "out")
