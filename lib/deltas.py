@@ -12,20 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib import activations
+from lib import activations, imports
 from lib.encoding import Encoded
 from lib.hooks import MLP
 from lib.models import LanguageModel
 from lib.profiles import Profile, Training
-from lib.training import Batch, Checkpoint, train
-from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
+from lib.training import Batch, Checkpoint, train, validate, variance
+from lib.transcoders import BaseDelta, Transcoder, choose, load_npz, save_npz
 
 
 def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: float) -> tuple[Transcoder, float]:
     """The base transcoder of a layer at a percentile of the L0 levels on offer, and its average L0."""
-    offer = levels(profile.transcoders, layer)
+    offer = imports.on_offer(profile.transcoders, layer, model.d_model)
     l0 = choose(list(offer), percentile)
-    return load_level(profile.transcoders, offer[l0], model.d_model).to(model.hf.device), l0
+    return offer[l0]().to(model.hf.device), l0
 
 
 def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:
@@ -110,13 +110,29 @@ def _of(settings: Training, data: Batch, d_new: int, seed: int, frozen: tuple[st
     return found.hexdigest()
 
 
+def brought(
+    profile: Profile, model: LanguageModel, layers: list[int], d_new: int, validation: Batch
+) -> tuple[Transcoder, pd.DataFrame]:
+    """Deltas trained elsewhere, as `fit` returns them: a stack by layer and percentile, and one row each in place of curves."""
+
+    def delta(layer: int, percentile: float) -> Transcoder:
+        base, _ = load_base(profile, model, layer, percentile)
+        return imports.load_delta(profile.deltas.source, layer, d_new, percentile, base)
+
+    rows = [Transcoder.stacked([delta(layer, p) for p in profile.transcoders.percentiles]) for layer in layers]
+    stack = Transcoder.stacked(rows).requires_grad_(False)
+    fvu, l0 = (of_each.flatten().tolist() for of_each in validate(stack, validation, variance(validation[1])))
+    return stack, pd.DataFrame({"step": 0, "member": range(len(fvu)), "loss": torch.nan, "fvu": fvu, "l0": l0})
+
+
 def train_deltas(
     profile: Profile, model: LanguageModel, layers: list[int], train_on: list[Encoded], validate_on: list[Encoded]
 ) -> pd.DataFrame:
     """Train and save the delta of every layer, d_new and percentile, on what its base leaves.
 
     All layers (or `memory.layers` of them at once) and percentiles of one d_new are one stack and learn together.
-    Interrupted, it goes on from its last checkpoint to the same result. Returns the learning curves:
+    Interrupted, it goes on from its last checkpoint to the same result. Where the profile names a source of deltas,
+    they are taken from there instead. Returns the learning curves:
     `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
     percentiles, at_once = profile.transcoders.percentiles, profile.memory.layers or len(layers)
@@ -124,10 +140,13 @@ def train_deltas(
     for chunk in (layers[i : i + at_once] for i in range(0, len(layers), at_once)):
         data, validation = targets(profile, model, chunk, percentiles, (train_on, validate_on))
         for d_new in profile.deltas.d_new:
-            kept = profile.paths.deltas / f"{model.site.name}.layers_{chunk[0]}_{chunk[-1]}_d_new_{d_new}.checkpoint"
-            words = f"deltas of {d_new} features"
-            stack, curve = fit(profile.deltas.training, data, validation, d_new, profile.seed, progress=words, checkpoint=kept)
-            done.append(kept)
+            if profile.deltas.source:
+                stack, curve = brought(profile, model, chunk, d_new, validation)
+            else:
+                kept = profile.paths.deltas / f"{model.site.name}.layers_{chunk[0]}_{chunk[-1]}_d_new_{d_new}.checkpoint"
+                done.append(kept)
+                settings, words = profile.deltas.training, f"deltas of {d_new} features"
+                stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=words, checkpoint=kept)
             for i, layer in enumerate(chunk):
                 for j, percentile in enumerate(percentiles):
                     save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))

@@ -36,7 +36,8 @@ class Model(_Table):
 
 class Transcoders(_Table):
     source: str
-    """A folder, relative to the project, or a repository on the hub."""
+    """A folder, relative to the project, or a repository on the hub; for transcoders that sae-lens saved, their
+    folder, and for a release of sae-lens its name (`lib.imports`)."""
     revision: str | None = None
     layout: Literal["gemma-scope", "gemma-scope-2", "gemma-scope-2-affine", "circuit-tracer"] = "gemma-scope"
     """How its files are named and what is in them; see `lib.transcoders`."""
@@ -90,6 +91,8 @@ class Finetune(_Table):
     """Prompts a forward pass; gradients are accumulated up to `batch`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training."""
+    source: str | None = None
+    """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
 
 
 class Training(_Table):
@@ -120,6 +123,8 @@ class Deltas(_Table):
     training: Training
     retrain: Training
     """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with."""
+    source: str | None = None
+    """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
 
 
 class Memory(_Table):
