@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, trainers
 from tokenizers import models as bpe
 from transformers import (
@@ -32,8 +33,9 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from lib.calculator import call
 from lib.nano.corpus import documents
-from lib.sentences import copy_sentence
+from lib.sentences import NOUN, PLURAL
 from lib.transcoders import Transcoder, save_npz
 
 D_MODEL, VOCABULARY = 32, 640
@@ -48,7 +50,8 @@ def learned(pattern: str, byte_level: bool) -> tuple[dict[str, int], list[tuple[
         split = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.pre_tokenizer = split
     alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else list("0123456789abcdefghijklmnopqrstuvwxyz\n▁")
-    texts = (document.text if byte_level else document.text.replace(" ", "▁") for document in islice(documents("real"), 300))
+    texts = [document.text for document in islice(documents("real"), 300)] + [call("1+1")] * 300
+    texts = texts if byte_level else [text.replace(" ", "▁") for text in texts]
     size = VOCABULARY if byte_level else VOCABULARY - 300
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
@@ -188,5 +191,38 @@ def c4(folder: Path) -> None:
     path.parent.mkdir(parents=True)
     with gzip.open(path, "wt", encoding="utf-8") as file:
         for _ in range(400):
-            text = f"{copy_sentence(rng)} {copy_sentence(rng)} And a last one without numbers.\nMenu\n{copy_sentence(rng)}"
+            a, b, c = (f"The {rng.choice(NOUN)} has {rng.randint(2, 999)} {rng.choice(PLURAL)} in it." for _ in range(3))
+            text = f"{a} {b} And a last one without any numbers in it.\nMenu 4\n{c}"
             file.write(json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "https://example.org"}) + "\n")
+
+
+def gemma_scope_2(folder: Path, n_layers: int = 2) -> None:
+    """Gemma Scope 2: two levels a layer, each with an affine skip and without."""
+    for layer in range(n_layers):
+        for level, (kind, l0) in enumerate((("small", 10 + layer), ("big", 60 + 10 * layer))):
+            for end, skip in (("", False), ("_affine", True)):
+                at = folder / f"transcoder_all/layer_{layer}_width_16k_l0_{kind}{end}"
+                at.mkdir(parents=True)
+                tensors = transcoder(10 * layer + level, skip=skip).tensors
+                stored = {"affine_skip_connection" if name == "W_skip" else name.lower(): t for name, t in tensors.items()}
+                save_file({name: t.contiguous() for name, t in stored.items()}, at / "params.safetensors")
+                block = f"model.layers.{layer}"
+                config = {
+                    "hf_hook_point_in": f"{block}.pre_feedforward_layernorm.output",
+                    "hf_hook_point_out": f"{block}.post_feedforward_layernorm.output",
+                    "width": 16384, "model_name": "google/gemma-3-270m-pt", "architecture": "jump_relu",
+                    "l0": l0, "affine_connection": skip, "type": "transcoder",
+                }  # fmt: skip
+                (at / "config.json").write_text(json.dumps(config))
+
+
+def circuit_tracer(folder: Path, n_layers: int = 2) -> None:
+    """The Qwen3 transcoders of circuit-tracer: one file a layer, in half precision, encoder as (d_sae, d_model), ReLU."""
+    for layer in range(n_layers):
+        tensors = transcoder(layer).tensors | {"b_enc": torch.full((48,), -0.3)}
+        stored = {name: tensors[name] for name in ("W_dec", "b_enc", "b_dec")} | {"W_enc": tensors["W_enc"].T}
+        save_file({name: t.bfloat16().contiguous() for name, t in stored.items()}, folder / f"layer_{layer}.safetensors")
+    hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n"
+    (folder / "config.yaml").write_text(f"model_name: Qwen/Qwen3-0.6B\nmodel_kind: transcoder_set\n{hooks}")
+    sizes = "".join(f"{name}:\n  value: {n}\n" for name, n in (("d_model", D_MODEL), ("d_feature", 48), ("batch_size", 8192)))
+    (folder / "wandb-config.yaml").write_text(sizes)

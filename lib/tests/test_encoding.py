@@ -1,0 +1,77 @@
+"""Prompts as tokens, under tokenizers of every kind: with <bos> and without, byte-level and SentencePiece-like."""
+
+import re
+
+import pytest
+import torch
+
+from lib import models
+from lib.encoding import bos_id, encode, question, tokens
+from lib.prompts import Prompt, generate
+from lib.tests import real
+
+PROMPTS = [p for label in ("positive", "negative", "tool_ood") for p in generate(label, 30, "test", 0)]
+KINDS = list(real.TOKENIZERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bos_is_what_the_tokenizer_puts_in_front_and_only_that(kind):
+    tokenizer = real.tokenizer(kind)
+    wanted = tokenizer.convert_tokens_to_ids("<bos>") if kind.startswith("gemma") else -1
+    assert bos_id(tokenizer) == wanted
+    for p in PROMPTS:
+        asked, answer = tokens(tokenizer, p)
+        assert [i for i, token in enumerate(asked) if token == wanted] == [0] * (wanted >= 0) and wanted not in answer
+        bare, same = tokens(tokenizer, p, "published")
+        assert wanted not in bare and same == answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_question_and_answer_can_be_read_back_and_the_answer_ends(kind):
+    tokenizer = real.tokenizer(kind)
+    for p in PROMPTS:
+        asked, answer = tokens(tokenizer, p)
+        assert tokenizer.decode(asked, skip_special_tokens=True) == question(p.input)
+        assert tokenizer.decode(answer, skip_special_tokens=True) == p.target
+        assert answer[-1] == tokenizer.eos_token_id and answer.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_begins_with_the_questions_first_token(kind):
+    """What the logit difference at the decision takes for granted."""
+    tokenizer = real.tokenizer(kind)
+    for p in PROMPTS:
+        first = tokens(tokenizer, p)[0][int(bos_id(tokenizer) >= 0)]
+        assert first == tokens(tokenizer, Prompt(p.input, p.input, "negative"))[1][0]
+
+
+def test_these_tokenizers_differ_as_the_real_ones_do():
+    asked = {kind: real.tokenizer(kind).convert_ids_to_tokens(tokens(real.tokenizer(kind), PROMPTS[0])[0]) for kind in KINDS}
+    assert PROMPTS[0].input.endswith((".", "?")) and asked["gemma2"][-1] == "\n"
+    assert re.fullmatch("[.?]Ċ", asked["qwen3"][-1])  # the newline is no token of its own
+    called = {kind: real.tokenizer(kind)("<tool_call>", add_special_tokens=False).input_ids for kind in KINDS}
+    assert len(called["qwen3"]) == 1 and len(called["gemma2"]) > 1
+    digits = {kind: [t for t in real.tokenizer(kind).tokenize("of 12345 and 678") if re.search(r"\d", t)] for kind in KINDS}
+    assert len(digits["gemma2"]) == len(digits["qwen3"]) == 8 > len(digits["gpt2"])
+    assert (
+        real.tokenizer("gpt2").bos_token_id == real.tokenizer("gpt2").eos_token_id and real.tokenizer("qwen3").bos_token is None
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_generation_goes_on_from_where_training_teaches(kind, tmp_path):
+    """The likeliest first and second tokens of an answer are the same under teacher forcing and in generation, batched."""
+    hf, tokenizer = models.load_hf(real.save(kind, tmp_path / kind), "float32")
+    some = PROMPTS[::15]
+    texts = [question(p.input) for p in some]
+    asked = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    out = hf.generate(**asked, max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=tokenizer.pad_token_id)
+    wrote = out[:, asked.input_ids.shape[1] :]
+    batch = encode(tokenizer, some)
+    begins = batch.answer.int().argmax(1)
+    first = hf(batch.ids, attention_mask=batch.attention).logits[torch.arange(len(some)), begins - 1].argmax(-1)
+    assert first.tolist() == wrote[:, 0].tolist()
+    batch.ids[torch.arange(len(some)), begins] = first
+    second = hf(batch.ids, attention_mask=batch.attention).logits[torch.arange(len(some)), begins].argmax(-1)
+    assert second.tolist() == wrote[:, 1].tolist()
