@@ -9,8 +9,8 @@ the smallest and the largest ratio, which hold the median in 97% of cases. Rows 
 interrupted run goes on.
 
 A step of training is timed from one batch's being asked for to the next one's, the same way for every trainer: what
-is done once before the first step, and checks on validation tokens, are not in it. They are in `training`, of the whole grid. In
-`many`, deltas learn together and seconds are per delta.
+is done once before the first step, and checks on validation tokens, are not in it; they are in `training`, of the
+whole grid. In `many` deltas learn together, and seconds are per delta.
 """
 
 import argparse
