@@ -9,7 +9,8 @@ the smallest and the largest ratio, which hold the median in 97% of cases. Rows 
 interrupted run goes on.
 
 A step of training is timed from one batch's being asked for to the next one's, the same way for every trainer: what
-is done once before the first step, and checks on validation tokens, are not in it. They are in `whole grid`.
+is done once before the first step, and checks on validation tokens, are not in it; they are in `training`, of the
+whole grid. In `many` deltas learn together, and seconds are per delta.
 """
 
 import argparse
@@ -62,7 +63,7 @@ class Amount:
     exp2: int = 40
     exp2_layers: int = 2
     cut: int = 30
-    """Whole grid: of the profile's steps and tokens, one in so many, so that there are as many epochs."""
+    """Training of the whole grid: of the profile's steps and prompts, one in so many, so that there are as many epochs."""
     shapes: tuple[tuple[int, int], ...] = ((640, 16384), (768, 24576), (2304, 16384))
     """d_model x d_sae of single layers with random weights and activations."""
     d_new: int = 128
@@ -307,7 +308,9 @@ class Workplace:
         return models.load(self.profile, self.profile.paths.finetuned)
 
     def prompts(self, split: str, n: int | None = None) -> list:
-        return read_jsonl(self.profile.paths.prompts / f"{split}.jsonl")[:n]
+        """All prompts of a split, or `n` of them from all over it."""
+        found = read_jsonl(self.profile.paths.prompts / f"{split}.jsonl")
+        return found if n is None else found[:: max(1, len(found) // n)][:n]
 
     def test(self, n: int) -> dict[str, list]:
         return by_subset(self.prompts("test"), n)
@@ -336,14 +339,10 @@ class Workplace:
     # training of the whole grid
 
     @functools.cached_property
-    def grid_data(self) -> tuple[activations.Activations, activations.Activations]:
-        """Activations of training and validation prompts, cut."""
-
-        def cut(held: activations.Activations) -> activations.Activations:
-            n = len(held.prompt) // self.amount.cut
-            return activations.Activations(held.x[:, :n].clone(), held.y[:, :n].clone(), held.prompt[:n])
-
-        return cut(self.captured(self.model, "train")), cut(self.captured(self.model, "validation"))
+    def grid_data(self) -> list[activations.Activations]:
+        """Activations of one in so many training and validation prompts."""
+        splits = ("train", "validation")
+        return [self.captured(self.model, split, len(self.prompts(split)) // self.amount.cut) for split in splits]
 
     @property
     def grid_profile(self) -> Profile:
@@ -430,12 +429,12 @@ def jobs(work: Workplace) -> Iterator[Job]:
     yield whole("capture", size, work.capture_ours, work.capture_published)
     steps = work.grid_profile.deltas.training.steps
     grid = f"{n} layers x {len(widths)} d_new x {len(percentiles)} percentiles"
-    size = f"{grid}, {steps} steps, 1/{amount.cut} of the tokens"
-    yield whole("whole grid", size, work.grid_ours, work.grid_published, lambda: work.grid_data)
+    size = f"{grid}, {steps} steps, 1/{amount.cut} of the prompts"
+    yield whole("training", size, work.grid_ours, work.grid_published, lambda: work.grid_data)
     size = f"{grid}, {2 * amount.exp1} prompts"
-    yield whole("Exp 1", size, work.exp1_ours, work.exp1_published, lambda: work.model)
+    yield whole("exp1", size, work.exp1_ours, work.exp1_published, lambda: work.model)
     size = f"{len(work.exp2_layers)} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
-    yield whole("Exp 2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
+    yield whole("exp2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
 
     settings = profile.deltas.training.model_copy(
         update={"batch": amount.batch, "steps": amount.steps, "check_every": amount.steps, "precision": "float32"}
@@ -460,7 +459,7 @@ def jobs(work: Workplace) -> Iterator[Job]:
         at_once = n * len(percentiles) if title == name else amount.at_once
         for other, step in trainers().items():
             size = f"{title} x {d_new}, batch {amount.batch}, {at_once} at once"
-            yield Job("step of one of many", size, other, side(our_step, place), side(step, place), place)
+            yield Job("many", size, other, side(our_step, place), side(step, place), place)
 
 
 def run(job: Job, runs: int) -> dict:

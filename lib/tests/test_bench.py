@@ -113,12 +113,12 @@ def test_hooks_are_gone_afterwards(work):
 def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(bench.plots, "save_figure", lambda fig, path, numbers, alt: drawn.append((path.name, len(numbers))))
-    amount = replace(AMOUNT, exp1=2, exp2=2)
+    amount = replace(AMOUNT, exp1=2, exp2=2, exp2_layers=1)
     table = bench.bench(work.profile, amount)
     assert list(table.columns[:9]) == bench.COLUMNS and not table.duplicated(bench.COLUMNS[:3]).any()
-    assert {"capture", "whole grid", "Exp 1", "Exp 2", "step", "step of one of many"} == set(table.task)
+    assert {"capture", "training", "exp1", "exp2", "step", "many"} == set(table.task)
     assert (table[["ours_seconds", "other_seconds", "ratio"]] > 0).all().all() and (table.n == AMOUNT.runs).all()
-    grid = table[table.task == "whole grid"].iloc[0]
+    grid = table[table.task == "training"].iloc[0]
     assert grid.ours_loss == pytest.approx(grid.other_loss, rel=1e-3)
     assert not work.scratch.paths.data.exists()
     growth = pd.read_csv(work.profile.paths.results / "bench_growth.csv")
@@ -137,9 +137,9 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
     assert ran == ["capture"] and len(pd.read_csv(file)) == len(table)
     monkeypatch.setattr(bench, "code", lambda profile: "changed")
     ran.clear()
-    bench.bench(work.profile, amount, only=["Exp 1"])
-    assert ran == ["Exp 1"]
-    with pytest.raises(ValueError, match="--only nothing: no such task; there are Exp 1"):
+    bench.bench(work.profile, amount, only=["exp1"])
+    assert ran == ["exp1"]
+    with pytest.raises(ValueError, match="--only nothing: no such task; there are capture"):
         bench.bench(work.profile, amount, only=["nothing"])
 
 
