@@ -1,7 +1,8 @@
 # make all      the book on nano: every chapter, every figure     (PROFILE=name or PROFILE=path/to/my.toml)
 # make test     the tests, every chapter on `smoke` among them
 # make smoke    the book on smoke                make lab      JupyterLab on the chapters
-# make figures  redraw from tables on disk       make bench    ours beside the published procedure and other trainers
+# make plan     what a profile needs             make figures  redraw from tables on disk
+# make bench    ours beside the published procedure and other trainers
 # make cluster-test   the same jobs on two local workers of ray
 # make base     remake the organism's weights    make clean    remove what was built
 PROFILE ?= nano
@@ -27,7 +28,7 @@ ifeq ($(wildcard $(TOML)),)
 $(error $(PROFILE): no such profile; use one of $(basename $(notdir $(wildcard lib/profiles/*.toml))), or the path of a .toml file)
 endif
 
-.PHONY: all test cluster-test smoke lab figures bench base clean
+.PHONY: all test cluster-test smoke lab plan figures bench base clean
 .DELETE_ON_ERROR:
 
 all: $(CHAPTERS)
@@ -80,6 +81,9 @@ smoke:
 
 lab: .venv/installed
 	.venv/bin/jupyter lab notebooks
+
+plan: .venv/installed
+	@$(PYTHON) -m lib.plan --profile $(PROFILE)
 
 figures: .venv/installed
 	@for chapter in $(sort $(wildcard notebooks/*.ipynb)); do \
