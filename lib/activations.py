@@ -98,11 +98,11 @@ class Rows:
             some = self.kept.index_select(0, pick.to(self.device))
         else:
             # read, not mapped: the pages of a map would count as this process's memory; the system caches them either way
-            some = torch.empty(len(pick), *shape, d_model)
+            some = torch.empty(len(pick), *shape, d_model, pin_memory=self.device.type == "cuda")
             to, size = memoryview(some.numpy()).cast("B"), 4 * math.prod(shape) * d_model
             for i, row in enumerate(pick.tolist()):
                 os.preadv(self.kept.fileno(), [to[i * size : (i + 1) * size]], row * size)
-        return some.movedim(0, -2).contiguous().to(self.device)
+        return some.to(self.device, non_blocking=True).movedim(0, -2).contiguous()
 
 
 def hold(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None) -> tuple[Rows, ...]:

@@ -97,7 +97,7 @@ def train(
     warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
     to_explain = variance(validation[1])
     for step in (bar := tqdm(range(start, settings.steps), desc=progress, mininterval=2)):
-        if (since_gain >= settings.patience).all():
+        if step % settings.check_every == 0 and (since_gain >= settings.patience).all():
             break
         x, target = next(batches)
         if step == 0:
