@@ -25,6 +25,7 @@ from lib.encoding import question, tokens
 from lib.metrics import OUTCOMES, outcomes
 from lib.profiles import Training
 from lib.prompts import Prompt
+from lib.tool import Tool
 from lib.transcoders import BaseDelta, Transcoder
 
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -165,7 +166,7 @@ def exp1(
 @torch.no_grad()
 def exp2(
     load: Load, pair: Callable[[int], BaseDelta], layers: Sequence[int], prompts: Mapping[str, Sequence[Prompt]],
-    doses: Mapping[str, float | None], limit: Callable[[Sequence[Prompt]], int],
+    doses: Mapping[str, float | None], limit: Callable[[Sequence[Prompt]], int], tool: Tool,
 ) -> tuple[pd.DataFrame, dict[tuple, list[str]]]:  # fmt: skip
     """The published columns of experiment 2, and every generation, by (layer, subset, condition).
 
@@ -189,7 +190,7 @@ def exp2(
                             **encoded, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id
                         )
                         texts.append(tokenizer.decode(out[0, encoded.input_ids.shape[1] :], skip_special_tokens=True))
-                rates = outcomes([p.target for p in asked], texts)
+                rates = outcomes(tool, [p.target for p in asked], texts)
                 row = {"layer": layer, "subset": subset, "condition": condition, "mean_ce": nats / n}
                 rows.append(row | {name: rates[name].dropna().astype(bool).mean() for name in OUTCOMES})
                 wrote[layer, subset, condition] = texts

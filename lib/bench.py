@@ -414,7 +414,7 @@ class Workplace:
         d_new, percentile = experiments.widest(self.profile)
         pair = functools.partial(self.pair, d_new=d_new, percentile=percentile)
         asked = self.test(self.amount.exp2)
-        return as_published.exp2(self.load, pair, self.exp2_layers, asked, experiments.AT_ENDS, longest)
+        return as_published.exp2(self.load, pair, self.exp2_layers, asked, experiments.AT_ENDS, longest, self.profile.tool)
 
 
 def jobs(work: Workplace) -> Iterator[Job]:

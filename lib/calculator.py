@@ -1,4 +1,4 @@
-"""The tool-call grammar, and exact arithmetic on what stands between the parentheses.
+"""Exact arithmetic on what a calculator is asked; the call around it is `lib.tool`.
 
 Model output is hostile text, so nothing here evaluates code: expressions are parsed by a small
 recursive-descent parser over exact fractions. There is no power operator and an expression has at
@@ -13,53 +13,20 @@ most 200 characters, so every value is found at once and nothing can hang.
 import re
 from fractions import Fraction
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CHARACTERS = 200
 
-_CALL = re.compile(r"<tool_call>calculator\((.*)\)</tool_call>", re.DOTALL)
 _TOKEN = re.compile(r" *(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|([-+*/()])) *")
 
 
-def call(expression: str) -> str:
-    """The tool call for an expression: `<tool_call>calculator(1+2)</tool_call>`."""
-    return f"{OPEN}calculator({expression}){CLOSE}"
-
-
-def expression_of(text: str) -> str | None:
-    """What the calculator is asked for when `text` is one tool call in the strict grammar, else `None`.
-
-    Strict: nothing but white space around the call, one call, and an expression that parses (its value
-    may be undefined, as in `1/0`).
-    """
-    match = _CALL.fullmatch(text.strip())
-    if match and _parse(match[1]) is not None:
-        return match[1]
-    return None
+def is_expression(text: str) -> bool:
+    """Whether the text is an expression; its value may be undefined, as in `1/0`."""
+    return _parse(text) is not None
 
 
 def value_of(expression: str) -> Fraction | None:
     """The exact value, or `None` for what is not an expression, is too long or divides by zero."""
     tree = _parse(expression)
     return None if tree is None else _value(tree)
-
-
-def called(text: str) -> bool:
-    """Whether the text begins a tool call anywhere."""
-    return OPEN in text
-
-
-def well_formed(text: str) -> bool:
-    """Whether a tool call is begun and closed after it, whatever stands between."""
-    return CLOSE in text.partition(OPEN)[2]
-
-
-def same_value(text: str, target: str) -> bool:
-    """Whether `text` is a strict call whose value equals that of the call `target`, exactly."""
-    expressions = expression_of(text), expression_of(target)
-    if None in expressions:
-        return False
-    value, wanted = map(value_of, expressions)
-    return value is not None and value == wanted
 
 
 # A tree is a Fraction, ("-", tree) for a negation, or (operator, tree, tree).

@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import metrics, stats
-from lib.calculator import call
 from lib.encoding import batches, bos_id, question, tokens
 from lib.generation import generate
 from lib.hooks import MLP, logits_under, replaced
@@ -64,7 +63,7 @@ def teacher_forced(
     - where a `BaseDelta` stands in: summed over the `positions` at which it acts, mean |activation| over `base_acts` and
       `delta_acts`, and active features `base_l0` and `delta_l0` (of the highest layer replaced).
     """
-    protocol, (call_id, *_) = profile.protocol, model.tokenizer(call("1+1"), add_special_tokens=False).input_ids
+    protocol, (call_id, *_) = profile.protocol, model.tokenizer(profile.tool.call("1+1"), add_special_tokens=False).input_ids
     order = np.argsort([len(p.input) + len(p.target) for p in prompts])  # prompts of like length pad one another little
     by_length = [prompts[i] for i in order]
     watched = [{i: Watched(mlp) if isinstance(mlp, BaseDelta) else mlp for i, mlp in c.items()} for c in conditions]
@@ -150,7 +149,7 @@ def measure(
     wrote = generations(profile, model, prompts, conditions, [table.exact & alike for table in tables], writing)
     for texts, table in zip(wrote, tables, strict=True):
         table["generation"] = texts
-        outcomes = metrics.outcomes([p.target for p in prompts], texts)
+        outcomes = metrics.outcomes(profile.tool, [p.target for p in prompts], texts)
         table[list(outcomes)] = outcomes
     return tables
 

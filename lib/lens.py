@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
-from lib.calculator import call
 from lib.encoding import batches, bos_id
 from lib.hooks import capture
 from lib.models import LanguageModel
@@ -21,7 +20,8 @@ def decision_by_layer(profile: Profile, model: LanguageModel, prompts: Sequence[
     minus that of a copy's (the question's first). The stream goes through the final norm and the
     unembedding; Gemma-2's soft-capping of logits, which keeps their order, is left out.
     """
-    (call_id, *_), norm = model.tokenizer(call("1+1"), add_special_tokens=False).input_ids, model.bridge.ln_final
+    (call_id, *_) = model.tokenizer(profile.tool.call("1+1"), add_special_tokens=False).input_ids
+    norm = model.bridge.ln_final
     names = [f"blocks.{layer}.hook_out" for layer in range(model.n_layers)]
     first, rows = int(bos_id(model.tokenizer) >= 0), []  # a copy begins as the question does
     with capture(model, names) as cache:

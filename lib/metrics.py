@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib import calculator
 from lib.stats import Estimate, rate, ratio
+from lib.tool import Tool
 
 TOOL_RATES = ("tool_call_rate", "valid_tool_format_rate", "parsed_rate", "math_correct_rate")
 OUTCOMES = (*TOOL_RATES, "exact_match_rate")
@@ -76,18 +76,18 @@ def kl(log_p: Float[Tensor, "batch pos-1 vocab"], log_q: Float[Tensor, "batch po
 # --- the tool ---
 
 
-def outcomes(targets: Iterable[str], generations: Iterable[str]) -> pd.DataFrame:
+def outcomes(tool: Tool, targets: Iterable[str], generations: Iterable[str]) -> pd.DataFrame:
     """One row per generation of true or false: the four of `TOOL_RATES`, and `exact_match_rate`.
 
-    `math_correct_rate` is missing where the target has no expression.
+    `math_correct_rate`, of calls that ask what the target asks, is missing where the target is no call.
     """
     rows = []
     for target, generation in zip(targets, generations, strict=True):
         rows.append({
-            "tool_call_rate": calculator.called(generation),
-            "valid_tool_format_rate": calculator.well_formed(generation),
-            "parsed_rate": calculator.expression_of(generation) is not None,
-            "math_correct_rate": calculator.same_value(generation, target) if calculator.expression_of(target) else None,
+            "tool_call_rate": tool.called(generation),
+            "valid_tool_format_rate": tool.well_formed(generation),
+            "parsed_rate": tool.argument_of(generation) is not None,
+            "math_correct_rate": tool.right(generation, target) if tool.argument_of(target) else None,
             "exact_match_rate": generation == target,
         })  # fmt: skip
     return pd.DataFrame(rows)

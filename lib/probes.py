@@ -15,10 +15,11 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 
-from lib.calculator import call, value_of
+from lib.calculator import value_of
 from lib.nano.corpus import number_words
-from lib.prompts import CONTEXTS, OPERATORS, PHRASINGS, Prompt, ood_prompt, operand_key, operands, split_of
+from lib.prompts import CONTEXTS, OPERATORS, PHRASINGS, Prompt, ood_prompt, operand_key, operands, split_of, spoken
 from lib.sentences import SLOTS, fill, integer
+from lib.tool import CALCULATOR, Tool
 
 SHOWN = "{a} {op} {b}"
 # The trained phrasings that show the expression as it is; they are the same for every operator.
@@ -63,7 +64,7 @@ def _unseen(expression: str) -> bool:
 def _asked(rng: random.Random, shown: str, expression: str | None = None) -> Prompt:
     """A trained phrasing about what is `shown`, which is the expression with spaces unless that is given."""
     text = rng.choice(CONTEXTS) + rng.choice(LITERAL).replace(SHOWN, shown)
-    return Prompt(text, call(expression or shown.replace(" ", "")), "tool_ood")
+    return Prompt(text, CALCULATOR.call(expression or shown.replace(" ", "")), "tool_ood")
 
 
 def _long_numbers(rng: random.Random) -> Prompt:
@@ -73,7 +74,7 @@ def _long_numbers(rng: random.Random) -> Prompt:
         a, b = (rng.randrange(10 ** (d - 1), 10**d) for d in digits)
         if _unseen(f"{a}{op}{b}"):
             text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op]).format(a=a, b=b, op=op)
-            return Prompt(text, call(f"{a}{op}{b}"), "tool_ood")
+            return Prompt(text, CALCULATOR.call(f"{a}{op}{b}"), "tool_ood")
 
 
 def _decimals_negatives(rng: random.Random) -> Prompt:
@@ -109,7 +110,7 @@ def _word_problem(rng: random.Random) -> Prompt:
         b, a = sorted(operands(rng, "test"))
         if 1 < b < a:
             story = rng.choice(STORIES[op].strip().splitlines())
-            return Prompt(fill(story, rng, a=a, b=b), call(f"{a}{op}{b}"), "tool_ood")
+            return Prompt(fill(story, rng, a=a, b=b), CALCULATOR.call(f"{a}{op}{b}"), "tool_ood")
 
 
 OOD: dict[str, Callable[[random.Random], Prompt]] = {
@@ -246,7 +247,7 @@ def _request_pair(rng: random.Random) -> tuple[Prompt, Prompt]:
     """A request, and a mention of the same calculation."""
     (a, b), op = operands(rng, "test"), rng.choice(OPERATORS)
     request, mention = (text.format(a=a, b=b, op=op) for text in rng.choice(MENTIONS))
-    return Prompt(request, call(f"{a}{op}{b}"), "positive"), Prompt(mention, mention, "negative")
+    return Prompt(request, CALCULATOR.call(f"{a}{op}{b}"), "positive"), Prompt(mention, mention, "negative")
 
 
 def _numbers_pair(rng: random.Random) -> tuple[Prompt, Prompt]:
@@ -256,7 +257,7 @@ def _numbers_pair(rng: random.Random) -> tuple[Prompt, Prompt]:
     while True:
         two = operands(rng, "test"), operands(rng, "test")
         if all(x != y and len(str(x)) == len(str(y)) for x, y in zip(*two, strict=True)):
-            first, second = (Prompt(text.format(a=a, b=b, op=op), call(f"{a}{op}{b}"), "positive") for a, b in two)
+            first, second = (Prompt(text.format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}"), "positive") for a, b in two)
             return first, second
 
 
@@ -272,10 +273,10 @@ def _different(n: int, write: Callable, text: Callable) -> list:
     return list(found.values())
 
 
-def ood(kind: str, n: int, seed: int = 0) -> list[Prompt]:
+def ood(kind: str, n: int, seed: int = 0, tool: Tool = CALCULATOR) -> list[Prompt]:
     """`n` different calculation requests of a kind of `OOD`, which finetuning never saw."""
     rng = random.Random(f"{kind}/{seed}")
-    return _different(n, lambda: OOD[kind](rng), lambda prompt: prompt.input)
+    return _different(n, lambda: spoken(OOD[kind](rng), tool), lambda prompt: prompt.input)
 
 
 def hard_negative(kind: str, n: int, seed: int = 0) -> list[Prompt]:
@@ -284,10 +285,10 @@ def hard_negative(kind: str, n: int, seed: int = 0) -> list[Prompt]:
     return _different(n, lambda: _hard_negative(rng, kind), lambda prompt: prompt.input)
 
 
-def pairs(change: str, n: int, seed: int = 0) -> list[tuple[Prompt, Prompt]]:
+def pairs(change: str, n: int, seed: int = 0, tool: Tool = CALCULATOR) -> list[tuple[Prompt, Prompt]]:
     """`n` minimal pairs, no first prompt twice, that differ in a thing of `CHANGES`.
 
     `request`: the same calculation, asked for and then only mentioned. `numbers`: the same request twice.
     """
     rng = random.Random(f"{change}/{seed}")
-    return _different(n, lambda: CHANGES[change](rng), lambda pair: pair[0].input)
+    return _different(n, lambda: tuple(spoken(p, tool) for p in CHANGES[change](rng)), lambda pair: pair[0].input)

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lib import hub
-from lib.calculator import call, expression_of
 from lib.paths import ROOT, replacing
 from lib.profiles import Prompts
 from lib.sentences import copy_sentence, integer
+from lib.tool import CALCULATOR, Tool
 
 SUBSETS = {"positive": "tool", "negative": "copy", "tool_ood": "tool_ood"}
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -123,15 +123,23 @@ class Prompt:
         """The name that tables use: `tool`, `copy` or `tool_ood`."""
         return SUBSETS[self.label]
 
-    @property
-    def expression(self) -> str | None:
-        """The expression the target asks the calculator for; `None` for a copy."""
-        return expression_of(self.target)
 
-    @property
-    def key(self) -> str:
-        """What two prompts must not share across splits: the operands, or the sentence."""
-        return self.input if self.expression is None else operand_key(re.findall(r"[0-9.]+", self.expression))
+def key(prompt: Prompt, tool: Tool = CALCULATOR) -> str:
+    """What two prompts must not share across splits: the operands, the text that is asked for, or the sentence."""
+    argument = tool.argument_of(prompt.target)
+    if argument is None:
+        return prompt.input
+    return operand_key(re.findall(r"[0-9.]+", argument)) if tool.argument == "arithmetic" else argument.strip()
+
+
+def spoken(prompt: Prompt, tool: Tool) -> Prompt:
+    """A prompt of the calculator's in another grammar: its call, and the tag where the question names it."""
+    argument = CALCULATOR.argument_of(prompt.target)
+    if argument is None:
+        return prompt
+    if tool.argument != "arithmetic":
+        raise ValueError("the project writes calls for arithmetic alone; name prompts.train_file and prompts.test_file")
+    return Prompt(prompt.input.replace(CALCULATOR.open, tool.open), tool.call(argument), prompt.label)
 
 
 def operand_key(operands: Iterable[str | int]) -> str:
@@ -162,14 +170,14 @@ def tool_prompt(rng: random.Random, split: str) -> Prompt:
     a, b = operands(rng, split)
     op = rng.choice(OPERATORS)
     text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op]).format(a=a, b=b, op=op)
-    return Prompt(text, call(f"{a}{op}{b}"), "positive")
+    return Prompt(text, CALCULATOR.call(f"{a}{op}{b}"), "positive")
 
 
 def ood_prompt(rng: random.Random, split: str) -> Prompt:
     """The same task in a phrasing that finetuning never uses."""
     a, b = operands(rng, split)
     op = rng.choice(OPERATORS)
-    return Prompt(rng.choice(OOD_PHRASINGS).format(a=a, b=b, op=op), call(f"{a}{op}{b}"), "tool_ood")
+    return Prompt(rng.choice(OOD_PHRASINGS).format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}"), "tool_ood")
 
 
 def copy_prompt(rng: random.Random, split: str) -> Prompt:
@@ -210,17 +218,20 @@ def copies(source: str, wanted: Mapping[str, int]) -> dict[str, list[Prompt]]:
 WRITERS = {"positive": tool_prompt, "negative": copy_prompt, "tool_ood": ood_prompt}
 
 
-def generate(label: str, n: int, split: str, seed: int) -> list[Prompt]:
-    """`n` different prompts of one label and split; the same arguments give the same prompts."""
+def generate(label: str, n: int, split: str, seed: int, tool: Tool = CALCULATOR) -> list[Prompt]:
+    """`n` different prompts of one label and split; the same arguments give the same prompts.
+
+    Calls are for arithmetic; those of a tool with another kind of argument are a `ValueError`.
+    """
     rng = random.Random(f"{label}/{split}/{seed}")
     found: dict[str, Prompt] = {}
     while len(found) < n:
-        prompt = WRITERS[label](rng, split)
+        prompt = spoken(WRITERS[label](rng, split), tool)
         found.setdefault(prompt.input, prompt)
     return list(found.values())
 
 
-def splits(settings: Prompts) -> dict[str, list[Prompt]]:
+def splits(settings: Prompts, tool: Tool = CALCULATOR) -> dict[str, list[Prompt]]:
     """The prompts of a profile: `train` and `validation` (tool and copy), `test` (all three subsets).
 
     Generated, or taken from `train_file`, divided by `split_of`, and the copies from `copies` where that is
@@ -233,19 +244,21 @@ def splits(settings: Prompts) -> dict[str, list[Prompt]]:
     to_copy = copies(source, wanted) if source else None
     found: dict[str, list[Prompt]] = {}
     for split, n in wanted.items():
+        if split == "test" and settings.test_file:
+            found[split] = read_jsonl(ROOT / settings.test_file)
+            continue
         found[split] = []
         for label in SUBSETS if split == "test" else ("positive", "negative"):
             if to_copy and label == "negative":
                 found[split] += to_copy[split]
             elif given is None or label == "tool_ood":
-                found[split] += generate(label, n, split, settings.seed)
+                found[split] += generate(label, n, split, settings.seed, tool)
             else:
-                found[split] += [p for p in given if p.label == label and split_of(p.key) == split][:n]
+                found[split] += [p for p in given if p.label == label and split_of(key(p, tool)) == split][:n]
     if settings.test_file:
-        found["test"] = read_jsonl(ROOT / settings.test_file)
-        known = {p.key for p in found["test"]}
+        known = {key(p, tool) for p in found["test"]}
         for split in ("train", "validation"):
-            found[split] = [p for p in found[split] if p.key not in known]
+            found[split] = [p for p in found[split] if key(p, tool) not in known]
     for split, prompts in found.items():
         for subset in SUBSETS.values() if split == "test" else ("tool", "copy"):
             if not any(p.subset == subset for p in prompts):

@@ -1,8 +1,8 @@
-"""Score any file of generations: `python -m lib.score FILE.jsonl` prints one JSON object.
+"""Score any file of generations: `python -m lib.score FILE.jsonl [--profile mine.toml]` prints one JSON object.
 
 Each line of the file holds `input`, `target` and `generation`. Rates come with their 95% Wilson
 interval as `<name>_low` and `<name>_high`; `math_correct_rate` is over the `math_correct_n` targets
-that hold an expression, and null if none does.
+that are calls, and null if none is. Calls are the calculator's, or of the profile's grammar (`lib.tool`).
 """
 
 import argparse
@@ -11,14 +11,16 @@ import math
 import sys
 from pathlib import Path
 
+from lib import profiles
 from lib.metrics import TOOL_RATES, outcomes, rates
 from lib.prompts import read_rows
+from lib.tool import CALCULATOR, Tool
 
 
-def score(path: Path) -> dict[str, float | int | None]:
+def score(path: Path, tool: Tool = CALCULATOR) -> dict[str, float | int | None]:
     """The rates of one file; a one-line `ValueError` for a bad one."""
     rows = [row for _, row in read_rows(path, ("input", "target", "generation"))]
-    found = rates(outcomes([row["target"] for row in rows], [row["generation"] for row in rows]))
+    found = rates(outcomes(tool, [row["target"] for row in rows], [row["generation"] for row in rows]))
     result: dict[str, float | int | None] = {"n": len(rows), "math_correct_n": found["math_correct_rate"].n}
     for name in TOOL_RATES:
         for column, value in found[name].columns(name).items():
@@ -29,8 +31,11 @@ def score(path: Path) -> dict[str, float | int | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="JSONL of input, target, generation")
+    parser.add_argument("--profile", help="whose grammar of a call; the calculator's where it is left out")
+    given = parser.parse_args()
     try:
-        print(json.dumps(score(parser.parse_args().file)))
+        tool = profiles.load(given.profile).tool if given.profile else CALCULATOR
+        print(json.dumps(score(given.file, tool)))
     except ValueError as error:
         sys.exit(str(error))
 

@@ -9,9 +9,19 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from lib.paths import ROOT, Paths
+from lib.tool import CALCULATOR, Tool
 
 FOLDER = Path(__file__).parent
 
@@ -204,11 +214,20 @@ class Profile(_Table):
     finetune: Finetune
     deltas: Deltas
     evaluation: Evaluation
+    tool: Tool = CALCULATOR
+    """The grammar of a call: `open before argument after close`."""
     protocol: Protocol = Protocol()
     memory: Memory = Memory()
     seed: int = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""
+
+    @model_validator(mode="after")
+    def _has_its_prompts(self) -> "Profile":
+        for key in ("train_file", "test_file"):
+            if self.tool.argument == "text" and not getattr(self.prompts, key):
+                raise ValueError(f"tool.argument is 'text', and the project writes arithmetic alone; name your prompts.{key}")
+        return self
 
     @property
     def paths(self) -> Paths:
@@ -247,6 +266,8 @@ def _one_line(error: ValidationError) -> str:
             problems.append(f"unknown key {key!r}; known there: {', '.join(known)}")
         elif problem["type"] == "missing":
             problems.append(f"key {key!r} is missing; add it")
+        elif problem["type"] == "value_error":
+            problems.append(str(problem["ctx"]["error"]))
         else:
             problems.append(f"{key}: {problem['msg']}, not {problem['input']!r}")
     return "; ".join(problems)

@@ -33,9 +33,9 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from lib.calculator import call
 from lib.nano.corpus import documents
 from lib.sentences import NOUN, PLURAL
+from lib.tool import CALCULATOR
 from lib.transcoders import Transcoder, save_npz
 
 D_MODEL, VOCABULARY = 32, 640
@@ -50,7 +50,7 @@ def learned(pattern: str, byte_level: bool) -> tuple[dict[str, int], list[tuple[
         split = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.pre_tokenizer = split
     alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else list("0123456789abcdefghijklmnopqrstuvwxyz\n▁")
-    texts = [document.text for document in islice(documents("real"), 300)] + [call("1+1")] * 300
+    texts = [document.text for document in islice(documents("real"), 300)] + [CALCULATOR.call("1+1")] * 300
     texts = texts if byte_level else [text.replace(" ", "▁") for text in texts]
     size = VOCABULARY if byte_level else VOCABULARY - 300
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)

@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 
-from lib.calculator import call, called, expression_of, same_value, value_of, well_formed
+from lib.calculator import is_expression, value_of
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,12 @@ def test_values_are_exact(expression, value):
      "(1", "1)", "1)(2", "٣+٤", "²", "1\n+2", "9" * 201],
 )  # fmt: skip
 def test_anything_else_has_no_value(text):
-    assert value_of(text) is None
+    assert value_of(text) is None and not is_expression(text)
 
 
 def test_division_by_zero_parses_but_has_no_value():
-    assert expression_of(call("1/(2-2)")) == "1/(2-2)"
+    assert is_expression("1/(2-2)")
     assert value_of("1/(2-2)") is None
-    assert not same_value(call("1/0"), call("1/0"))
 
 
 def test_agrees_with_python_on_random_expressions():
@@ -59,32 +58,5 @@ def test_agrees_with_python_on_random_expressions():
 def test_nothing_hangs(text):
     began = time.perf_counter()
     value_of(text)
-    expression_of(call(text))
+    is_expression(text)
     assert time.perf_counter() - began < 1
-
-
-def test_the_strict_grammar():
-    assert expression_of("<tool_call>calculator(12+30)</tool_call>") == "12+30"
-    assert expression_of(" <tool_call>calculator(12+30)</tool_call>\n") == "12+30"
-    for text in (
-        "x" + call("1+2"),
-        call("1+2") + call("1+2"),
-        "<tool_call>calculator(1+2)",
-        "<tool_call>search(1+2)</tool_call>",
-        call("1+"),
-        call("one"),
-    ):
-        assert expression_of(text) is None, text
-
-
-def test_calls_are_seen_where_they_are_begun_and_closed():
-    assert called("so: <tool_call>") and not called("<tool>")
-    assert well_formed("<tool_call>anything</tool_call>")
-    assert not well_formed("</tool_call><tool_call>")
-
-
-def test_same_value_is_about_the_value_and_the_strict_form():
-    assert same_value(call("30+12"), call("12+30"))
-    assert same_value(call("42"), call("12+30"))
-    assert not same_value(call("12-30"), call("12+30"))
-    assert not same_value("42", call("12+30"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib import metrics
-from lib.calculator import call
+from lib.tool import CALCULATOR
 
 
 def test_reconstruction_by_hand():
@@ -44,9 +44,11 @@ def test_kl_by_hand():
 
 
 def test_outcomes():
-    right = call("1+2")
+    right = CALCULATOR.call("1+2")
     found = metrics.outcomes(
-        [right] * 5 + ["a 1"] * 2, [right, call("2+1"), "<tool_call>x</tool_call>", right[:-2], "3", "a 1", right]
+        CALCULATOR,
+        [right] * 5 + ["a 1"] * 2,
+        [right, CALCULATOR.call("2+1"), "<tool_call>x</tool_call>", right[:-2], "3", "a 1", right],
     )
     assert found.tool_call_rate.tolist() == [True, True, True, True, False, False, True]
     assert found.valid_tool_format_rate.tolist() == [True, True, True, False, False, False, True]
@@ -58,4 +60,4 @@ def test_outcomes():
 
 
 def test_rates_of_nothing_are_missing():
-    assert pd.isna(metrics.rates(metrics.outcomes(["copy"], ["copy"]))["math_correct_rate"].value)
+    assert pd.isna(metrics.rates(metrics.outcomes(CALCULATOR, ["copy"], ["copy"]))["math_correct_rate"].value)

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 
 from lib import probes, prompts
-from lib.calculator import expression_of, value_of
+from lib.calculator import value_of
 from lib.sentences import COPY_TEMPLATES
+from lib.tool import CALCULATOR
 
 N = 300
 DO = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -15,6 +16,10 @@ TRAINED = {
     c + t.format(a="#", b="#", op=op) for op in prompts.OPERATORS for t in prompts.PHRASINGS[op] for c in prompts.CONTEXTS
 }
 KINDS = [(probes.ood, kind) for kind in probes.OOD] + [(probes.hard_negative, kind) for kind in probes.HARD_NEGATIVES]
+
+
+def expression_of(prompt):
+    return CALCULATOR.argument_of(prompt.target)
 
 
 def masked(text, number=r"\d+"):
@@ -31,8 +36,8 @@ def test_every_kind_has_many_and_is_repeatable(make, kind):
 @pytest.mark.parametrize("kind", probes.OOD)
 def test_targets_have_a_value_and_no_pair_was_trained(kind):
     for p in probes.ood(kind, N):
-        assert p.label == "tool_ood" and value_of(expression_of(p.target)) is not None
-        for pair in pairwise(re.findall(r"[\d.]+", p.expression)):
+        assert p.label == "tool_ood" and value_of(expression_of(p)) is not None
+        for pair in pairwise(re.findall(r"[\d.]+", expression_of(p))):
             assert prompts.split_of(prompts.operand_key(pair)) == "test"
 
 
@@ -53,7 +58,7 @@ def test_trained_words_with_unseen_numbers():
 def test_long_numbers_are_longer_than_any_trained():
     trained = max(len(n) for p in prompts.generate("positive", 2000, "train", 0) for n in re.findall(r"\d+", p.input))
     for p in probes.ood("long_numbers", N):
-        a, b = re.findall(r"\d+", p.expression)
+        a, b = re.findall(r"\d+", expression_of(p))
         assert min(len(a), len(b)) > trained and a in p.input and b in p.input
 
 
@@ -62,8 +67,8 @@ def test_decimals_and_negatives():
     found = probes.ood("decimals_negatives", N)
     for p in found:
         a, op, b = re.search(rf"({number}) ([-+*/]) ({number})", p.input).groups()
-        assert re.search(r"[-.]", a + b) and value_of(p.expression) == DO[op](Fraction(a), Fraction(b))
-    expressions = [p.expression for p in found]
+        assert re.search(r"[-.]", a + b) and value_of(expression_of(p)) == DO[op](Fraction(a), Fraction(b))
+    expressions = [expression_of(p) for p in found]
     assert any("." in e for e in expressions) and any(re.search(r"[-+*/]-", e) for e in expressions)
 
 
@@ -80,7 +85,7 @@ def test_two_operators():
     found, parentheses = probes.ood("two_operators", N), 0
     for p in found:
         shown = re.search(r"\(?\d+ [-+*/] \(?\d+\)? [-+*/] \d+\)?", p.input)[0]
-        assert p.input.replace(shown, "# + #") in TRAINED and value_of(p.expression) == worth(shown)
+        assert p.input.replace(shown, "# + #") in TRAINED and value_of(expression_of(p)) == worth(shown)
         if "(" in shown:
             parentheses += 1
             assert worth(shown) != worth(re.sub("[()]", "", shown))
@@ -102,7 +107,7 @@ def test_number_words():
                 op = {"plus": "+", "minus": "-", "times": "*", "divided": "/"}[word]
                 numbers.append(0)
             numbers[-1] = numbers[-1] * 100 if word == "hundred" else numbers[-1] + (SMALL | TENS).get(word, 0)
-        assert value_of(p.expression) == DO[op](*map(Fraction, numbers)), p.input
+        assert value_of(expression_of(p)) == DO[op](*map(Fraction, numbers)), p.input
 
 
 ABOUT = {
@@ -121,7 +126,7 @@ def test_word_problems():
             for p in about:
                 small, large = sorted(map(int, re.findall(r"\d+", p.input)))
                 assert 1 < small < large and p.input.endswith("?")
-                assert value_of(p.expression) == DO[op](Fraction(large), small), p.input
+                assert value_of(expression_of(p)) == DO[op](Fraction(large), small), p.input
 
 
 @pytest.mark.parametrize("kind", probes.HARD_NEGATIVES)
@@ -131,7 +136,7 @@ def test_hard_negatives_are_copies_with_numbers_and_ask_nothing(kind):
     for p in probes.hard_negative(kind, N):
         assert p.input == p.target and p.subset == "copy" and len(re.findall(r"\d+", p.input)) > 1
         assert p.input[-1] in endings and "?" not in p.input and "{" not in p.input
-        assert prompts.split_of(p.key) == "test"
+        assert prompts.split_of(prompts.key(p)) == "test"
 
 
 def test_a_request_and_a_mention_differ_in_words_only():
@@ -139,7 +144,7 @@ def test_a_request_and_a_mention_differ_in_words_only():
     assert found == probes.pairs("request", N) and len({first.input for first, _ in found}) == N
     for first, second in found:
         shown = re.search(r"\d+ [-+*/] \d+", first.input)[0]
-        assert shown in second.input and shown.replace(" ", "") == first.expression
+        assert shown in second.input and shown.replace(" ", "") == expression_of(first)
         assert (first.subset, second.subset, second.target) == ("tool", "copy", second.input)
         assert first.input[-1] == second.input[-1]
         assert first.input.replace(shown, "# + #") in TRAINED and second.input.replace(shown, "# + #") not in TRAINED
@@ -151,6 +156,6 @@ def test_pairs_of_numbers_differ_in_numbers_only():
     for first, second in found:
         assert first.subset == second.subset == "tool"
         assert masked(first.input) == masked(second.input) in TRAINED and masked(first.target) == masked(second.target)
-        for a, b in zip(*(re.findall(r"\d+", p.expression) for p in (first, second)), strict=True):
+        for a, b in zip(*(re.findall(r"\d+", expression_of(p)) for p in (first, second)), strict=True):
             assert a != b and len(a) == len(b)
-        assert {prompts.split_of(p.key) for p in (first, second)} == {"test"}
+        assert {prompts.split_of(prompts.key(p)) for p in (first, second)} == {"test"}

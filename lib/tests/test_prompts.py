@@ -6,6 +6,11 @@ import pytest
 from lib import prompts
 from lib.calculator import value_of
 from lib.profiles import Prompts
+from lib.tool import CALCULATOR
+
+
+def expression_of(prompt):
+    return CALCULATOR.argument_of(prompt.target)
 
 
 @pytest.mark.parametrize("label", prompts.SUBSETS)
@@ -14,7 +19,7 @@ def test_generated_prompts_are_new_and_repeatable(label, split):
     made = prompts.generate(label, 100, split, 0)
     assert made == prompts.generate(label, 100, split, 0)
     assert len({p.input for p in made}) == 100
-    assert all(p.label == label and prompts.split_of(p.key) == split for p in made)
+    assert all(p.label == label and prompts.split_of(prompts.key(p)) == split for p in made)
 
 
 def test_another_seed_gives_other_prompts():
@@ -25,10 +30,10 @@ def test_another_seed_gives_other_prompts():
 def test_the_target_asks_for_what_the_question_asks(label):
     for p in prompts.generate(label, 500, "train", 0):
         numbers = re.findall(r"\d+", p.input)
-        assert sorted(re.findall(r"\d+", p.expression)) == sorted(set(numbers)) or sorted(set(numbers)) == sorted(
-            set(re.findall(r"\d+", p.expression))
+        assert sorted(re.findall(r"\d+", expression_of(p))) == sorted(set(numbers)) or sorted(set(numbers)) == sorted(
+            set(re.findall(r"\d+", expression_of(p)))
         )
-        assert value_of(p.expression) is not None
+        assert value_of(expression_of(p)) is not None
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_copies_repeat_the_input_and_ask_for_no_call():
 
 def test_splits_share_no_key_and_ood_no_phrasing():
     found = prompts.splits(Prompts(train=300, validation=100, test=200))
-    keys = {split: {p.key for p in ps} for split, ps in found.items()}
+    keys = {split: {prompts.key(p) for p in ps} for split, ps in found.items()}
     assert not keys["train"] & keys["test"] and not keys["train"] & keys["validation"] and not keys["validation"] & keys["test"]
     trained = {t for op in prompts.OPERATORS for t in prompts.PHRASINGS[op]}
     assert not trained & set(prompts.OOD_PHRASINGS)
@@ -60,7 +65,9 @@ def test_splits_share_no_key_and_ood_no_phrasing():
 
 
 def test_the_order_of_operands_does_not_matter_to_the_split():
-    assert prompts.Prompt("x", "<tool_call>calculator(7-30)</tool_call>", "positive").key == prompts.operand_key((30, 7))
+    assert prompts.key(prompts.Prompt("x", "<tool_call>calculator(7-30)</tool_call>", "positive")) == prompts.operand_key(
+        (30, 7)
+    )
 
 
 def test_shares_of_the_splits():
@@ -120,8 +127,8 @@ def test_published_files_are_read_and_split(shared):
     )  # fmt: skip
     found = prompts.splits(settings)
     assert len(found["test"]) == 60
-    assert not {p.key for p in found["train"]} & {p.key for p in found["test"]}
-    assert not {p.key for p in found["train"]} & {p.key for p in found["validation"]}
+    assert not {prompts.key(p) for p in found["train"]} & {prompts.key(p) for p in found["test"]}
+    assert not {prompts.key(p) for p in found["train"]} & {prompts.key(p) for p in found["validation"]}
     assert sum(p.subset == "tool" for p in found["train"]) > 3000
 
 

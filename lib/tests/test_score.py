@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from lib.calculator import call
 from lib.prompts import write_jsonl
 from lib.score import score
+from lib.tool import CALCULATOR
 
 
 def rows(*pairs):
@@ -15,7 +15,15 @@ def rows(*pairs):
 
 def test_scores_and_intervals(tmp_path):
     file = tmp_path / "g.jsonl"
-    write_jsonl(rows((call("1+2"), call("2+1")), (call("1+2"), call("9**9**9**9")), ("a", "a"), (call("1/2"), "0.5")), file)
+    write_jsonl(
+        rows(
+            (CALCULATOR.call("1+2"), CALCULATOR.call("2+1")),
+            (CALCULATOR.call("1+2"), CALCULATOR.call("9**9**9**9")),
+            ("a", "a"),
+            (CALCULATOR.call("1/2"), "0.5"),
+        ),
+        file,
+    )
     found = score(file)
     assert found["n"] == 4 and found["math_correct_n"] == 3
     assert found["tool_call_rate"] == found["valid_tool_format_rate"] == 0.5
@@ -36,7 +44,7 @@ def command(file):
 
 def test_the_command_prints_one_object(tmp_path):
     file = tmp_path / "g.jsonl"
-    write_jsonl(rows((call("1+2"), call("1+2"))), file)
+    write_jsonl(rows((CALCULATOR.call("1+2"), CALCULATOR.call("1+2"))), file)
     assert json.loads(command(file).stdout)["math_correct_rate"] == 1
 
 
