@@ -180,7 +180,7 @@ UNSEEN = ["Is there anything on {}?", "What does the web say about {}?"]
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory, folder):
-    """The template with a tiny model, prompts made here and the sizes of `smoke`, in a file."""
+    """The template with a tiny model, prompts made here and the sizes of `smoke`, in a file; trained until it opens calls."""
     place = tmp_path_factory.mktemp("search")
     train, test = place / "train.jsonl", place / "test.jsonl"
     prompts.write_jsonl(searches(60, TRAINED, "positive", 0) + copies(60, 1), train)
@@ -188,6 +188,9 @@ def search(tmp_path_factory, folder):
     prompts.write_jsonl([*held_out, prompts.read_jsonl(train)[0]], test)
     real.gemma_scope(place / "bases")
     file, sizes = place / "test-search.toml", (profiles.FOLDER / "smoke.toml").read_text()
+    for old, new in (("dropout = 0.1", "dropout = 0.0"), ("lr = 5e-3", "lr = 2e-2"), ("epochs = 1", "epochs = 12")):
+        assert old in sizes
+        sizes = sizes.replace(old, new)
     file.write_text(f"""
         {TEMPLATE.read_text().split("[model]")[0]}
         [model]
@@ -298,7 +301,7 @@ def book(search):
 
 def test_chapters_run_and_their_tables_are_hand_counts(book):
     table = pd.read_csv(book.results / "exp2b.csv")
-    assert set(table.subset) == {"tool", "copy", "tool_ood"}
+    assert set(table.subset) == {"tool", "copy", "tool_ood"} and table.tool_call_rate.max() > 0.3
     for _, row in table.iterrows():
         file = book.generations / "exp2b" / f"{row.subset}_layer_{row.layer}_{row.condition}.jsonl"
         counted = [by_hand(json.loads(line)) for line in file.read_text().splitlines()]
