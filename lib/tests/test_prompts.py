@@ -138,7 +138,7 @@ def texts(tmp_path):
     """JSONL of web texts, compressed, as C4 has them."""
     path = tmp_path / "texts.json.gz"
     line = (
-        "Room {0} is open from 9 to 5 on weekdays. It costs {0}.50 a night to sleep in! Too short 1.\nThis has no number in it."
+        "Room {0} is open from 9 to 5 on weekdays. It costs {0}.50 a night to sleep in! Too short 1.\nNo number in here."
     )
     with gzip.open(path, "wt", encoding="utf-8") as file:
         for i in range(300):
