@@ -1,7 +1,9 @@
 # make all      the book on nano: every chapter, every figure     (PROFILE=name or PROFILE=path/to/my.toml)
 # make test     the tests, every chapter on `smoke` among them
 # make smoke    the book on smoke                make lab      JupyterLab on the chapters
-# make figures  redraw from tables on disk       make bench    how long each chapter takes
+# make plan     what a profile needs             make figures  redraw from tables on disk
+# make bench    ours beside the published procedure and other trainers
+# make cluster-test   the same jobs on two local workers of ray
 # make base     remake the organism's weights    make clean    remove what was built
 PROFILE ?= nano
 
@@ -26,7 +28,7 @@ ifeq ($(wildcard $(TOML)),)
 $(error $(PROFILE): no such profile; use one of $(basename $(notdir $(wildcard lib/profiles/*.toml))), or the path of a .toml file)
 endif
 
-.PHONY: all test smoke lab figures bench base clean
+.PHONY: all test cluster-test smoke lab plan figures bench base clean
 .DELETE_ON_ERROR:
 
 all: $(CHAPTERS)
@@ -41,13 +43,19 @@ all: $(CHAPTERS)
 	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" > /dev/null
 	touch $@
 
+# `make all ENGINE=ray`, with RAY_ADDRESS for a cluster that runs already: see lib/compute.py
+WORKERS := $(if $(filter ray,$(ENGINE)),.venv/ray)
+.venv/ray: requirements-ray.txt .venv/installed
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+	touch $@
+
 # The organism comes with the project, or is made here where it does not.
 $(BUILD)/base: | .venv/installed
 	@mkdir -p $(BUILD)
 	@$(PYTHON) -m lib.nano.base --profile $(PROFILE)
 	@touch $@
 
-$(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(TOML) .venv/installed | $(BUILD)/base
+$(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(TOML) .venv/installed | $(BUILD)/base $(WORKERS)
 	$(RUN) $< --profile $(PROFILE)
 
 # which chapter works on the results of which
@@ -65,11 +73,17 @@ $(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_
 test: .venv/installed
 	$(PYTHON) -m pytest -q
 
+cluster-test: .venv/ray smoke
+	$(PYTHON) -m pytest -q lib/tests/test_cluster.py
+
 smoke:
 	@$(MAKE) all PROFILE=smoke
 
 lab: .venv/installed
 	.venv/bin/jupyter lab notebooks
+
+plan: .venv/installed
+	@$(PYTHON) -m lib.plan --profile $(PROFILE)
 
 figures: .venv/installed
 	@for chapter in $(sort $(wildcard notebooks/*.ipynb)); do \
@@ -78,8 +92,10 @@ figures: .venv/installed
 base: .venv/installed
 	$(PYTHON) -m lib.nano.base --profile $(PROFILE) --again
 
-bench: $(CHAPTERS)
-	@$(PYTHON) -c "import json, pathlib; [print(f'{r[\"seconds\"]:8.1f} s  {r[\"chapter\"]}') for f in sorted(pathlib.Path('$(BUILD)').glob('*.json')) for r in [json.loads(f.read_text())]]"
+# the other trainers are there (sae-lens) or installed now; without a network the bench goes on and says which one it lacks
+bench: $(BUILD)/03_delta_transcoders.ipynb
+	-@.venv/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c "from lib.trainers import SPARSIFY; print(SPARSIFY)")
+	@TQDM_DISABLE=1 $(PYTHON) -m lib.bench --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf build

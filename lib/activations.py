@@ -4,11 +4,17 @@
 the units of the model's site (`lib.sites`); BOS and padding are left out.
 """
 
+import math
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -31,25 +37,112 @@ class Activations:
 def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) -> Iterator[Activations]:
     """One `Activations` per batch, in float32, on the model's device."""
     sites, scale = [model.site.at(layer) for layer in layers], model.site.scale(model.d_model)
-    bos = bos_id(model.tokenizer)
     with capture(model, [name for site in sites for name in site]) as cache:
         start = 0
         for batch in batches:
             batch = batch.to(model.hf.device)
-            model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
-            keep = batch.attention.bool() & (batch.ids != bos)  # (batch, pos)
+            model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=1)
+            keep = _kept(model, batch)
             x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
             y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
             yield Activations(x, y, start + keep.nonzero()[:, 0])
             start += len(batch.ids)
 
 
-def collect(model: LanguageModel, layers: list[int], batches: list[Encoded], progress: str = "activations") -> Activations:
-    """All of `stream`, in memory."""
-    parts = list(stream(model, layers, tqdm(batches, desc=progress, mininterval=2)))
-    return Activations(
-        torch.cat([p.x for p in parts], 1), torch.cat([p.y for p in parts], 1), torch.cat([p.prompt for p in parts])
-    )
+def collect(
+    model: LanguageModel,
+    layers: list[int],
+    batches: list[Encoded],
+    progress: str = "activations",
+    device: torch.device | str | None = None,
+) -> Activations:
+    """All of `stream`, in memory: on `device`, or on the model's where it is left out."""
+    shape = len(layers), count(model, batches), model.d_model
+    x, y = (torch.empty(shape, device=device or model.hf.device) for _ in range(2))
+    prompts, start = [], 0
+    for part in stream(model, layers, tqdm(batches, desc=progress, mininterval=2)):
+        here = slice(start, start := start + len(part.prompt))
+        x[:, here], y[:, here] = part.x, part.y
+        prompts.append(part.prompt)
+    return Activations(x, y, torch.cat(prompts).to(x.device))
+
+
+def _kept(model: LanguageModel, batch: Encoded) -> Bool[Tensor, "batch pos"]:
+    """All tokens but BOS and padding."""
+    return batch.attention.bool() & (batch.ids != bos_id(model.tokenizer))
+
+
+def count(model: LanguageModel, batches: Iterable[Encoded]) -> int:
+    """How many tokens `stream` gives."""
+    return sum(int(_kept(model, batch).sum()) for batch in batches)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor (*n, token, d_model) laid out token by token, in memory or in a file.
+
+    It has a tensor's `shape` and `device`, slices `rows[..., i:j, :]`, and `index_select(-2, pick)`: laid out so, tokens
+    drawn at random are copied whole, several times faster than layer by layer.
+    """
+
+    kept: Float[Tensor, "token *n d_model"] | BinaryIO
+    shape: torch.Size
+    device: torch.device
+
+    def __getitem__(self, index: tuple) -> Float[Tensor, "*n token d_model"]:
+        return self.index_select(-2, torch.arange(*index[-2].indices(self.shape[-2])))
+
+    def index_select(self, dim: int, pick: Int[Tensor, "token"]) -> Float[Tensor, "*n token d_model"]:
+        *shape, _, d_model = self.shape
+        if isinstance(self.kept, Tensor):
+            some = self.kept.index_select(0, pick.to(self.device))
+        else:
+            # read, not mapped: the pages of a map would count as this process's memory; the system caches them either way
+            some = torch.empty(len(pick), *shape, d_model, pin_memory=self.device.type == "cuda")
+            to, size = memoryview(some.numpy()).cast("B"), 4 * math.prod(shape) * d_model
+            for i, row in enumerate(pick.tolist()):
+                os.preadv(self.kept.fileno(), [to[i * size : (i + 1) * size]], row * size)
+        return some.to(self.device, non_blocking=True).movedim(0, -2).contiguous()
+
+
+def hold(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None) -> tuple[Rows, ...]:
+    """Tensors (*n, token, d_model) that come part by part, `n` tokens in all, each in one piece.
+
+    In memory, on the device they came on; or, where a folder is given, in files there. The files have no name, so that
+    they are gone with the rows, or with the process, however it ends. `ValueError` where the disk has no room.
+    """
+    found: list[Rows] = []
+    start = 0
+    for part in parts:
+        if not found:
+            shapes = [torch.Size([*tensor.shape[:-2], n, tensor.shape[-1]]) for tensor in part]
+            if folder:
+                _check_room(folder, sum(4 * shape.numel() for shape in shapes))
+            for tensor, shape in zip(part, shapes, strict=True):
+                rows = (n, *shape[:-2], shape[-1])
+                kept = tempfile.TemporaryFile(dir=folder) if folder else torch.empty(rows, device=tensor.device)
+                found.append(Rows(kept, shape, tensor.device))
+        for rows, tensor in zip(found, part, strict=True):
+            some = tensor.movedim(-2, 0).contiguous()
+            if folder:
+                rows.kept.write(some.cpu().numpy())
+            else:
+                rows.kept[start : start + len(some)] = some
+        start += len(some)
+    for rows in found:
+        if folder:
+            rows.kept.flush()
+    return tuple(found)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: activations need {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free; "
+            "free some, raise memory.data_gb, or lower memory.layers in the profile"
+        )
 
 
 def shuffled(parts: Iterable[Activations], batch: int, buffer: int, seed: int) -> Iterator[Activations]:
@@ -68,7 +161,7 @@ def shuffled(parts: Iterable[Activations], batch: int, buffer: int, seed: int) -
         prompt, order = torch.cat([p.prompt for p in held]), torch.randperm(n, generator=draw)
         *out, rest = order.split([batch] * (n // 2 // batch) + [n - n // 2 // batch * batch])
         for pick in out:
-            yield Activations(x[:, pick], y[:, pick], prompt[pick])
+            yield Activations(x.index_select(1, pick), y.index_select(1, pick), prompt[pick])
         held, n = [Activations(x[:, rest], y[:, rest], prompt[rest])], len(rest)
 
 

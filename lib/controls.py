@@ -80,7 +80,7 @@ class Material:
 
     def left_by(self, mlps: dict[int, MLP], held: Activations) -> Float[Tensor, "layer token d_model"]:
         """y - mlp(x) of every layer."""
-        return torch.stack([deltas.left_by([mlps[layer]], held.x[i], held.y[i])[0] for i, layer in enumerate(self.layers)])
+        return deltas.left_by([[mlps[layer]] for layer in self.layers], held.x, held.y)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def retrained(m: Material) -> list[Transcoder]:
     active = [m.bases[layer].encode(m.validation.x[i]).sign().sum(-1) for i, layer in enumerate(m.layers)]
     l0 = torch.stack([a.mean() for a in active])
     picks = activations.repeated(y.shape[-2], m.retrain.batch, m.seed)
-    batches = ((x[:, pick], y[:, pick]) for pick in picks)
+    batches = ((x.index_select(1, pick), y.index_select(1, pick)) for pick in picks)
     train(stack, batches, (m.validation.x, m.validation.y), m.retrain, l0, warm=True, progress="retraining")
     return [stack[i] for i in range(len(m.layers))]
 

@@ -1,23 +1,31 @@
 """Which base and which delta belong to a layer, d_new and percentile; and training all deltas at once."""
 
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from lib import activations
+from lib import activations, imports
+from lib.encoding import Encoded
+from lib.hooks import MLP
 from lib.models import LanguageModel
 from lib.profiles import Profile, Training
-from lib.training import Batch, train
-from lib.transcoders import BaseDelta, Transcoder, choose, levels, load_level, load_npz, save_npz
+from lib.training import Batch, Checkpoint, train, validate, variance
+from lib.transcoders import BaseDelta, Transcoder, choose, load_npz, save_npz
 
 
 def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: float) -> tuple[Transcoder, float]:
     """The base transcoder of a layer at a percentile of the L0 levels on offer, and its average L0."""
-    offer = levels(profile.transcoders, layer)
+    offer = imports.on_offer(profile.transcoders, layer, model.d_model)
     l0 = choose(list(offer), percentile)
-    return load_level(profile.transcoders, offer[l0], model.d_model).to(model.hf.device), l0
+    return offer[l0]().to(model.hf.device), l0
 
 
 def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:
@@ -33,10 +41,42 @@ def load_pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, pe
 
 
 @torch.no_grad()
-def left_by(bases: list[Transcoder], x: Tensor, y: Tensor) -> Tensor:
-    """What each base leaves of one layer, `y - base(x)`, computed once: (base, token, d_model)."""
-    left = [torch.cat([b - base(a) for a, b in zip(x.split(8192), y.split(8192), strict=True)]) for base in bases]
-    return torch.stack(left)
+def left_by(
+    bases: Sequence[Sequence[MLP]], x: Float[Tensor, "layer token d_model"], y: Float[Tensor, "layer token d_model"]
+) -> Float[Tensor, "layer base token d_model"]:
+    """What each base of each layer leaves, `y - base(x)`."""
+
+    def left(base: MLP, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([b - base(a) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
+
+    of_layers = zip(bases, x, y, strict=True)
+    return torch.stack([torch.stack([left(base, a, b) for base in of_layer]) for of_layer, a, b in of_layers])
+
+
+def held_size(profile: Profile, tokens: int, layers: int, percentiles: int, d_model: int) -> tuple[int, bool]:
+    """Bytes of the inputs and targets that deltas are trained and validated on, and whether they go to files."""
+    size = 4 * tokens * layers * (1 + percentiles) * d_model
+    return size, size > profile.memory.data_gb * 1e9
+
+
+def targets(
+    profile: Profile, model: LanguageModel, layers: list[int], percentiles: list[float], splits: Sequence[list[Encoded]]
+) -> list[Batch]:
+    """For each split, inputs (layer, 1, token, d_model) and what the bases leave (layer, percentile, token, d_model).
+
+    One pass of the model for all layers, in which each base is run once on each token. Held in memory, or in
+    files under the profile's data where all splits together are more than `memory.data_gb`.
+    """
+    bases = [[load_base(profile, model, layer, percentile)[0] for percentile in percentiles] for layer in layers]
+    counts = [activations.count(model, batches) for batches in splits]
+    _, to_files = held_size(profile, sum(counts), len(layers), len(percentiles), model.d_model)
+
+    def parts(batches: list[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in activations.stream(model, layers, tqdm(batches, desc="activations", mininterval=2)):
+            yield part.x[:, None], left_by(bases, part.x, part.y)
+
+    folder = profile.paths.data if to_files else None
+    return [activations.hold(parts(batches), n, folder) for batches, n in zip(splits, counts, strict=True)]
 
 
 def fit(
@@ -47,45 +87,72 @@ def fit(
     seed: int,
     frozen: tuple[str, ...] = (),
     progress: str = "deltas",
+    checkpoint: Path | None = None,
 ) -> tuple[Transcoder, pd.DataFrame]:
     """Deltas trained together, one for each leading index of the targets, and their learning curves.
 
-    `data` and `validation` are inputs and targets held in memory, (*n, token, d_model) each; inputs broadcast.
+    `data` and `validation` are inputs and targets, (*n, token, d_model) each, as tensors or `activations.Rows`; inputs
+    broadcast. Training that finds its own `checkpoint` goes on from it, to the same result.
     """
     x, target = data
     stack = Transcoder.initialised(target.shape[:-2], target.shape[-1], d_new, seed, settings.threshold).to(x.device)
-    picks = activations.repeated(target.shape[-2], settings.batch, seed)
-    batches = ((x[..., pick, :], target[..., pick, :]) for pick in picks)
-    return stack, train(stack, batches, validation, settings, frozen=frozen, progress=progress)
+    kept = checkpoint and Checkpoint(checkpoint, _of(settings, data, d_new, seed, frozen), x.device)
+    picks = islice(activations.repeated(target.shape[-2], settings.batch, seed), kept.step if kept else 0, None)
+    batches = ((x.index_select(-2, pick), target.index_select(-2, pick)) for pick in picks)  # much faster than x[..., pick, :]
+    return stack, train(stack, batches, validation, settings, frozen=frozen, progress=progress, checkpoint=kept)
+
+
+def _of(settings: Training, data: Batch, d_new: int, seed: int, frozen: tuple[str, ...]) -> str:
+    """What tells one training from another: its settings, the shape of its data and the first of them."""
+    found = hashlib.sha256(json.dumps([settings.model_dump(), [*data[1].shape], d_new, seed, frozen]).encode())
+    for tensor in data:
+        found.update(tensor[..., :256, :].contiguous().cpu().numpy())
+    return found.hexdigest()
+
+
+def brought(
+    profile: Profile, model: LanguageModel, layers: list[int], d_new: int, validation: Batch
+) -> tuple[Transcoder, pd.DataFrame]:
+    """Deltas trained elsewhere, as `fit` returns them: a stack by layer and percentile, and one row each in place of curves."""
+
+    def delta(layer: int, percentile: float) -> Transcoder:
+        base, _ = load_base(profile, model, layer, percentile)
+        return imports.load_delta(profile.deltas.source, layer, d_new, percentile, base)
+
+    rows = [Transcoder.stacked([delta(layer, p) for p in profile.transcoders.percentiles]) for layer in layers]
+    stack = Transcoder.stacked(rows).requires_grad_(False)
+    fvu, l0 = (of_each.flatten().tolist() for of_each in validate(stack, validation, variance(validation[1])))
+    return stack, pd.DataFrame({"step": 0, "member": range(len(fvu)), "loss": torch.nan, "fvu": fvu, "l0": l0})
 
 
 def train_deltas(
-    profile: Profile,
-    model: LanguageModel,
-    layers: list[int],
-    train_on: activations.Activations,
-    validate_on: activations.Activations,
+    profile: Profile, model: LanguageModel, layers: list[int], train_on: list[Encoded], validate_on: list[Encoded]
 ) -> pd.DataFrame:
     """Train and save the delta of every layer, d_new and percentile, on what its base leaves.
 
-    All layers and percentiles of one d_new are one stack and learn together. Returns the learning
-    curves: `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
+    All layers (or `memory.layers` of them at once) and percentiles of one d_new are one stack and learn together.
+    Interrupted, it goes on from its last checkpoint to the same result. Where the profile names a source of deltas,
+    they are taken from there instead. Returns the learning curves:
+    `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
-    percentiles, settings = profile.transcoders.percentiles, profile.deltas.training
-    bases = [[load_base(profile, model, layer, p)[0] for p in percentiles] for layer in layers]
-    target, validation_target = (
-        torch.stack([left_by(bases[i], a.x[i], a.y[i]) for i in range(len(layers))]) for a in (train_on, validate_on)
-    )  # (layer, percentile, token, d_model)
-    data, validation = (train_on.x[:, None], target), (validate_on.x[:, None], validation_target)
-    curves = []
-    for d_new in profile.deltas.d_new:
-        stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=f"deltas of {d_new} features")
-        member = curve.pop("member")
-        curve.insert(0, "layer", member.map(lambda m: layers[m // len(percentiles)]))
-        curve.insert(1, "d_new", d_new)
-        curve.insert(2, "percentile", member.map(lambda m: percentiles[m % len(percentiles)]))
-        curves.append(curve)
-        for i, layer in enumerate(layers):
-            for j, percentile in enumerate(percentiles):
-                save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))
+    percentiles, at_once = profile.transcoders.percentiles, profile.memory.layers or len(layers)
+    curves, done = [], []
+    for chunk in (layers[i : i + at_once] for i in range(0, len(layers), at_once)):
+        data, validation = targets(profile, model, chunk, percentiles, (train_on, validate_on))
+        for d_new in profile.deltas.d_new:
+            if profile.deltas.source:
+                stack, curve = brought(profile, model, chunk, d_new, validation)
+            else:
+                kept = profile.paths.deltas / f"{model.site.name}.layers_{chunk[0]}_{chunk[-1]}_d_new_{d_new}.checkpoint"
+                done.append(kept)
+                settings, words = profile.deltas.training, f"deltas of {d_new} features"
+                stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=words, checkpoint=kept)
+            for i, layer in enumerate(chunk):
+                for j, percentile in enumerate(percentiles):
+                    save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))
+            members = pd.MultiIndex.from_product([chunk, [d_new], percentiles], names=["layer", "d_new", "percentile"])
+            curves.append(pd.concat([members[curve.pop("member")].to_frame(index=False), curve], axis=1))
+        del data, validation  # before the next layers' are made
+    for kept in done:
+        kept.unlink()
     return pd.concat(curves, ignore_index=True)

@@ -6,7 +6,9 @@ computed twice: the layers below a replacement, which are the raw model's, and a
 forcing has already shown to be the greedy one.
 """
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,21 +101,37 @@ def teacher_forced(
 
 
 def generations(
-    profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], condition: Condition, exact: Sequence[bool]
-) -> list[str]:
-    """The greedy answer to each prompt, `evaluation.margin` tokens longer than the longest target at most.
+    profile: Profile,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    exact: Sequence[Sequence[bool]],
+    progress: str | None = None,
+) -> list[list[str]]:
+    """For each condition the greedy answer to each prompt, `evaluation.margin` tokens longer than the longest target at most.
 
-    Where `exact` says that it is the target, it is not generated again.
+    Where `exact` says of a condition and prompt that it is the target, it is not generated again. Conditions
+    share batches: each has its rows.
     """
     answers = [tokens(model.tokenizer, p)[1] for p in prompts]
-    wrote = model.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    asked = [i for i, known in enumerate(exact) if not known]
+    targets = model.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    asked = [(c, i) for c, known in enumerate(exact) for i, is_known in enumerate(known) if not is_known]
     limit = max(map(len, answers)) + profile.evaluation.margin
-    with replaced(model, condition, profile.protocol.scope):
-        questions = [question(prompts[i].input) for i in asked]
-        found = generate(model.hf, model.tokenizer, questions, limit, profile.evaluation.batch)
-    for i, text in zip(asked, found, strict=True):
-        wrote[i] = text
+
+    @contextmanager
+    def each_with_its_own(rows: Sequence[int]) -> Iterator[None]:
+        of = [asked[row][0] for row in rows]  # ascending, so that the rows of a condition are one slice
+        with ExitStack() as stack:
+            for c in sorted(set(of)):
+                own = slice(bisect_left(of, c), bisect_right(of, c))
+                stack.enter_context(replaced(model, conditions[c], profile.protocol.scope, own))
+            yield
+
+    questions, size = [question(prompts[i].input) for _, i in asked], profile.evaluation.batch
+    found = generate(model.hf, model.tokenizer, questions, limit, size, progress=progress, around=each_with_its_own)
+    wrote = [list(targets) for _ in conditions]
+    for (c, i), text in zip(asked, found, strict=True):
+        wrote[c][i] = text
     return wrote
 
 
@@ -128,9 +146,11 @@ def measure(
     # what teacher forcing says of greedy decoding holds where both run on the same text and replacement
     alike = profile.protocol.scope == "all" and profile.protocol.ce_format == "training"
     tables = teacher_forced(profile, model, prompts, conditions, progress)
-    for condition, table in zip(conditions, tables, strict=True):
-        table["generation"] = generations(profile, model, prompts, condition, table.exact & alike)
-        outcomes = metrics.outcomes([p.target for p in prompts], table.generation)
+    writing = progress and f"{progress}, writing"
+    wrote = generations(profile, model, prompts, conditions, [table.exact & alike for table in tables], writing)
+    for texts, table in zip(wrote, tables, strict=True):
+        table["generation"] = texts
+        outcomes = metrics.outcomes([p.target for p in prompts], texts)
         table[list(outcomes)] = outcomes
     return tables
 

@@ -39,7 +39,7 @@ def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], laye
     """
     form = profile.protocol.ce_format
     batches = encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch, form)
-    seen = activations.collect(model, layers, batches)
+    seen = activations.collect(model, layers, batches, device="cpu")
     rows = []
     for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
         percentiles, widths = profile.transcoders.percentiles, profile.deltas.d_new
@@ -48,7 +48,7 @@ def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], laye
         conditions = {"raw": evaluation.RAW} | {key: {layer: mlp} for key, mlp in (alone | pairs).items()}
         measured = evaluation.teacher_forced(profile, model, prompts, list(conditions.values()))
         cost = {key: _scored(table, prompts) for key, table in zip(conditions, measured, strict=True)}
-        x, y = seen.x[i], seen.y[i]
+        x, y = seen.x[i].to(model.hf.device), seen.y[i].to(model.hf.device)
         for q in percentiles:
             base = alone[q, None].base(x)
             columns = _cost("raw", cost["raw"], None)
@@ -141,9 +141,18 @@ def pairs(profile: Profile, model: LanguageModel, layers: Sequence[int]) -> dict
     return {layer: deltas.load_pair(profile, model, layer, *widest(profile)) for layer in layers}
 
 
-def one_by_one(pairs: Mapping[int, BaseDelta]) -> dict[int, dict[int, BaseDelta]]:
-    """Extents of a single layer each."""
-    return {layer: {layer: pair} for layer, pair in pairs.items()}
+def exp2_by_layer(
+    profile: Profile,
+    model: LanguageModel,
+    prompts: Mapping[str, Sequence[Prompt]],
+    layers: Sequence[int],
+    doses: Mapping[str, float | None],
+    keep: Path | None = None,
+    formats: Sequence[str] = ("training",),
+) -> pd.DataFrame:
+    """`exp2` with one layer replaced at a time, by the widest delta at the middle percentile."""
+    extents = {layer: {layer: pair} for layer, pair in pairs(profile, model, layers).items()}
+    return exp2(profile, model, prompts, extents, doses, keep, formats)
 
 
 AT_ENDS = {"raw": None, "no_delta": 0.0, "full": 1.0}

@@ -1,20 +1,23 @@
-"""LoRA finetuning by peft under transformers' Trainer, and the merge.
+"""LoRA finetuning by peft under transformers' Trainer, and the merge; or a finetuned model made elsewhere.
 
 Tool prompts are learned on the answer alone, copies on all tokens (the published recipe).
 """
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from lib import hub
 from lib.encoding import encode
+from lib.models import load_hf
 from lib.paths import replacing
-from lib.profiles import Finetune
+from lib.profiles import Finetune, local_or_hub
 from lib.prompts import Prompt
 
 CURVES = ("step", "epoch", "loss", "eval_tool_loss", "eval_copy_loss")
@@ -32,6 +35,34 @@ def collate(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> dict[s
     }
 
 
+def brought(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model finetuned elsewhere, merged, and its tokenizer: a PEFT adapter for `model`, or a whole model of its shape.
+
+    An adapter that fits `model` only in part would silently do less than it should; it is a `ValueError`.
+    """
+    place = hub.folder(local_or_hub(source))
+    if (place / "adapter_config.json").exists():
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                return PeftModel.from_pretrained(model, place).merge_and_unload(), tokenizer
+        except (UserWarning, RuntimeError, ValueError) as error:
+            first = str(error).split("\n")[0]
+            raise ValueError(
+                f"{source}: not an adapter of {model.name_or_path} ({first:.300}); check finetune.source"
+            ) from None
+    if not (place / "tokenizer_config.json").exists():
+        raise ValueError(f"{source}: no tokenizer there; save the tokenizer beside the model")
+    merged, tokenizer = load_hf(place, str(model.dtype).removeprefix("torch."))
+    for key in ("model_type", "hidden_size", "num_hidden_layers"):
+        was, now = getattr(model.config, key), getattr(merged.config, key)
+        if was != now:
+            raise ValueError(f"{source}: its {key} is {now}, that of {model.name_or_path} {was}; check finetune.source")
+    return merged, tokenizer
+
+
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -44,16 +75,19 @@ def finetune(
     """Finetune, merge, save the merged model and its tokenizer in `folder`; returns the learning curves.
 
     Curves hold `CURVES`: losses in nats per learned token. A run that was interrupted goes on from
-    its last whole epoch.
+    its last whole epoch. Where the settings name a source, its model is taken and only scored.
     """
     torch.manual_seed(seed)
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
-            target_modules=settings.targets, task_type="CAUSAL_LM",
-        ),
-    )  # fmt: skip
+    if settings.source:
+        adapted, tokenizer = brought(model, tokenizer, settings.source)
+    else:
+        adapted = get_peft_model(
+            model,
+            LoraConfig(
+                r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+                target_modules=settings.targets, task_type="CAUSAL_LM",
+            ),
+        )  # fmt: skip
     checkpoints = folder.with_name(f"{folder.name}.checkpoints")
     steps_an_epoch = -(-len(train) // settings.batch)
     trainer = Trainer(
@@ -84,10 +118,13 @@ def finetune(
         train_dataset=train,
         eval_dataset={s: [p for p in validation if p.subset == s] for s in ("tool", "copy")},
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
-    merged = adapted.merge_and_unload()
+    if settings.source:
+        trainer.evaluate()
+    else:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+        adapted = adapted.merge_and_unload()
     with replacing(folder) as temporary:
-        merged.save_pretrained(temporary)
+        adapted.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    shutil.rmtree(checkpoints)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return pd.DataFrame(trainer.state.log_history).reindex(columns=CURVES).dropna(subset=CURVES[2:], how="all")

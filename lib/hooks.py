@@ -35,11 +35,12 @@ def capture(model: LanguageModel, names: list[str]) -> Iterator[dict[str, Tensor
 
 
 @contextmanager
-def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all") -> Iterator[None]:
+def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", rows: slice = slice(None)) -> Iterator[None]:
     """Inside the block the MLP of each given layer is the given function of the site's input, in float32.
 
     With `scope="prompt"` position 0 of every forward pass keeps the dense MLP too, and so, with a
-    key-value cache, does every generated token (`lib.profiles.Protocol`).
+    key-value cache, does every generated token (`lib.profiles.Protocol`). Of a batch only `rows` are acted on,
+    so that several such blocks, one in another, put a condition each on the rows of one batch.
     """
     scale, bos = model.site.scale(model.d_model), bos_id(model.tokenizer)
     seen: dict[int | str, Tensor] = {}
@@ -52,10 +53,11 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all") 
 
     def write(layer: int, mlp: MLP):
         def hook(tensor, hook):
-            dense = seen["ids"] == bos  # (batch, pos)
+            dense = seen["ids"][rows] == bos  # (batch, pos)
             if scope == "prompt":
                 dense[:, 0] = True
-            return tensor.where(dense[..., None], (mlp(seen.pop(layer).float() / scale) * scale).to(tensor.dtype))
+            new = (mlp(seen.pop(layer)[rows].float() / scale) * scale).to(tensor.dtype)
+            return tensor.slice_scatter(tensor[rows].where(dense[..., None], new), 0, rows.start, rows.stop)
 
         return hook
 

@@ -11,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lib import hub
+from lib import hub, imports
 from lib.profiles import Profile, local_or_hub
 from lib.sites import Site, site_for
-from lib.transcoders import levels
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -108,7 +107,7 @@ def check(profile: Profile) -> None:
     config = json.loads(hub.file(local_or_hub(profile.model.source), "config.json", profile.model.revision).read_text())
     site_for(config["model_type"], profile.protocol.site)
     for layer in layers_of(profile, config["num_hidden_layers"]):
-        levels(profile.transcoders, layer)
+        imports.on_offer(profile.transcoders, layer)
 
 
 def layers_of(profile: Profile, n_layers: int) -> list[int]:

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 from lib import activations, metrics, stats
 from lib.encoding import Encoded
 from lib.hooks import MLP, logits_under
+from lib.imports import on_offer
 from lib.models import LanguageModel
 from lib.profiles import Transcoders
-from lib.transcoders import levels, load_level
 
 
 def losses(
@@ -44,10 +44,7 @@ def transcoder_quality(
         x, y = held.x[i], held.y[i]
         centre = y.mean(0)
         variance = metrics.by_prompt((y - centre).square().sum(-1), held.prompt)
-        offer = {
-            average_l0: load_level(settings, file, model.d_model).to(x.device)
-            for average_l0, file in levels(settings, layer).items()
-        }
+        offer = {l0: load().to(x.device) for l0, load in on_offer(settings, layer, model.d_model).items()}
         ablation = {layer: lambda x, centre=centre: centre.expand_as(x)}
         (clean, ablated, *substituted), _ = losses(model, ce_batches, [{}, ablation, *({layer: t} for t in offer.values())])
         for (average_l0, transcoder), ce in zip(offer.items(), substituted, strict=True):

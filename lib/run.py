@@ -40,7 +40,8 @@ def inputs(profile: Profile, source: str) -> list[Path]:
     files = [Path(source) if source.endswith(".toml") else profiles.FOLDER / f"{source}.toml"]
     asked = profile.prompts
     files += [ROOT / f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
-    for folder in (profile.model.source, profile.transcoders.source):
+    sources = (profile.model.source, profile.transcoders.source, profile.finetune.source, profile.deltas.source)
+    for folder in filter(None, sources):
         files += sorted(f for f in (ROOT / folder).rglob("*") if f.is_file())
     return files
 

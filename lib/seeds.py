@@ -1,11 +1,10 @@
 """The headline figures again, from another finetuning and other deltas: what a seed alone changes."""
 
-import torch
-
 from lib import activations, deltas, encoding, evaluation, experiments, metrics, models
 from lib.finetune import finetune
+from lib.models import LanguageModel
 from lib.profiles import Profile
-from lib.prompts import SPLITS, SUBSETS, by_subset, read_jsonl
+from lib.prompts import SPLITS, SUBSETS, Prompt, by_subset, read_jsonl
 from lib.transcoders import BaseDelta
 
 HEADLINES = {
@@ -19,26 +18,17 @@ HEADLINES = {
 def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
     """One row per subset for one seed, after finetuning and training deltas anew with it.
 
-    Prompts, bases and settings are the profile's; deltas are the widest, at the middle percentile. The
-    finetuned model goes to `seeds/<seed>` under the profile's data.
+    Prompts, bases and settings are the profile's; deltas are the widest, at the middle percentile. Of the
+    profile's own seed chapters 2 and 3 have made both; of others the model goes to `seeds/<seed>` under its data.
     """
-    own = profile.model_copy(update={"name": f"{profile.name}/seeds/{seed}", "seed": seed})
     prompts = {split: read_jsonl(profile.paths.prompts / f"{split}.jsonl") for split in SPLITS}
-    hf, tokenizer = models.load_plain(profile)
-    finetune(hf, tokenizer, prompts["train"], prompts["validation"], own.finetune, own.paths.finetuned, seed)
-    model = models.load(profile, own.paths.finetuned)
-    layers, (d_new, percentile) = models.layers_of(profile, model.n_layers), experiments.widest(profile)
-    bases = [deltas.load_base(profile, model, layer, percentile)[0] for layer in layers]
-    held = [_held(own, model, layers, prompts[split], split) for split in ("train", "validation")]
-    data, check = ((a.x, torch.stack([_left(b, x, y) for b, x, y in zip(bases, a.x, a.y, strict=True)])) for a in held)
-    stack, _ = deltas.fit(profile.deltas.training, data, check, d_new, seed, progress=f"seed {seed}")
-    pairs = {layer: BaseDelta(bases[i], stack[i]) for i, layer in enumerate(layers)}
-    alone = {layer: BaseDelta(pair.base, pair.delta, 0.0) for layer, pair in pairs.items()}
+    model, pairs = made(profile) if seed == profile.seed else anew(profile, seed, prompts)
+    layers, alone = list(pairs), {layer: BaseDelta(pair.base, pair.delta, 0.0) for layer, pair in pairs.items()}
     rows = []
     for subset in SUBSETS.values():
         asked = by_subset(prompts["test"], n_prompts)[subset]
         raw, base, full = evaluation.measure(profile, model, asked, [{}, alone, pairs])
-        seen = _held(own, model, layers, asked, subset)
+        seen = activations.collect(model, layers, _batches(profile, model, asked), f"{subset} activations")
         closed = evaluation.gaps(full, base, raw)
         found = {
             "raw_calls": raw.tool_call_rate.mean(), "base_calls": base.tool_call_rate.mean(),
@@ -51,10 +41,25 @@ def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
     return rows
 
 
-def _held(profile, model, layers, prompts, words) -> activations.Activations:
-    batches = encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch)
-    return activations.collect(model, layers, batches, f"{words} activations")
+def made(profile: Profile) -> tuple[LanguageModel, dict[int, BaseDelta]]:
+    """The finetuned model of chapter 2 and the deltas of chapter 3."""
+    model = models.load(profile, profile.paths.finetuned)
+    return model, experiments.pairs(profile, model, models.layers_of(profile, model.n_layers))
 
 
-def _left(base, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return deltas.left_by([base], x, y)[0]
+def anew(profile: Profile, seed: int, prompts: dict[str, list[Prompt]]) -> tuple[LanguageModel, dict[int, BaseDelta]]:
+    """The same from another seed."""
+    own = profile.model_copy(update={"name": f"{profile.name}/seeds/{seed}", "seed": seed})
+    hf, tokenizer = models.load_plain(profile)
+    finetune(hf, tokenizer, prompts["train"], prompts["validation"], own.finetune, own.paths.finetuned, seed)
+    model = models.load(profile, own.paths.finetuned)
+    layers, (d_new, percentile) = models.layers_of(profile, model.n_layers), experiments.widest(profile)
+    splits = [_batches(profile, model, prompts[split]) for split in ("train", "validation")]
+    data, check = deltas.targets(profile, model, layers, [percentile], splits)
+    stack, _ = deltas.fit(profile.deltas.training, data, check, d_new, seed, progress=f"seed {seed}")
+    bases = [deltas.load_base(profile, model, layer, percentile)[0] for layer in layers]
+    return model, {layer: BaseDelta(bases[i], stack[i, 0]) for i, layer in enumerate(layers)}
+
+
+def _batches(profile, model, prompts) -> list[encoding.Encoded]:
+    return encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch)

@@ -1,7 +1,8 @@
 """The one trainer: a stack of transcoders, a stream of (x, target) batches, one optimizer.
 
-All members of the stack learn at once, each on its own loss, from the same inputs; Adam treats their
-parameters apart, so a member learns what it would learn alone. Bases and deltas differ in data only:
+All members of the stack learn at once, each on its own loss, from the same inputs and the same beginning;
+Adam treats their parameters apart and each stops by its own validation loss, so a member learns what it would
+learn alone. Bases and deltas differ in data only:
 
 - a *base* (`l0` given) is held to a mean number of active features by moving its one threshold (its
   biases, where the threshold is at its floor), so what it is in training it is afterwards: a JumpReLU
@@ -11,7 +12,9 @@ parameters apart, so a member learns what it would learn alone. Bases and deltas
 Features silent over the last `SILENCE` tokens have their bias raised until they fire again.
 """
 
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lib.paths import replacing
 from lib.profiles import Training
 from lib.transcoders import Transcoder
 
@@ -26,6 +30,31 @@ SILENCE = 20_000
 FLOOR = 1e-2  # of a threshold that is moved to hold an L0
 
 Batch = tuple[Float[Tensor, "*n token d_model"], Float[Tensor, "*n token d_model"]]
+
+
+class Checkpoint:
+    """Where a training stood at its last check, in a file.
+
+    `of` says which training; what another one left in the file is passed over. `ValueError` for a damaged file.
+    """
+
+    def __init__(self, path: Path, of: str, device: torch.device | str = "cpu"):
+        self.path, self.of, self.state = path, of, {}
+        if path.exists():
+            try:
+                state = torch.load(path, device, weights_only=True)
+            except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+                raise ValueError(f"{path}: damaged or not a checkpoint; delete it to train from the start") from None
+            self.state = state if state["of"] == of else {}
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.state.get("step", 0)
+
+    def save(self, **state) -> None:
+        with replacing(self.path) as temporary:
+            torch.save({"of": self.of, **state}, temporary)
 
 
 def train(
@@ -37,11 +66,14 @@ def train(
     frozen: tuple[str, ...] = (),
     warm: bool = False,
     progress: str = "training",
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Train `stack` in place; each member ends with its best parameters by validation loss.
 
     `warm`: it goes on from the stack's parameters, instead of first moving them to the targets.
     Parameters named in `frozen` keep what they began with, up to the scale of the targets.
+    A `checkpoint` is written at every check. Where it holds the state of this training, that is gone on from, and
+    `batches` begins at `checkpoint.step`; the result is the same, bit for bit.
     Returns the learning curves, one row per check and member: `step`, `member` (its index in the
     flattened leading dimensions), `loss` (mean squared error on the batch), `fvu` and `l0` on the
     validation tokens.
@@ -53,10 +85,20 @@ def train(
     silent = torch.zeros_like(stack.b_enc)  # tokens since a feature was last active
     best = {name: value.clone() for name, value in stack.state_dict().items()}
     best_fvu = stack.b_enc.new_full(stack.b_enc.shape[:-1], torch.inf)
-    checks_without_gain, rows = 0, []
+    since_gain = torch.zeros_like(best_fvu)  # checks; a member that has had `patience` of them is done
+    start, rows = 0, []
+    if checkpoint and checkpoint.state:
+        state = checkpoint.state
+        stack.load_state_dict(state["stack"])
+        optimizer.load_state_dict(state["optimizer"])
+        silent, best, best_fvu, scale = state["silent"], state["best"], state["best_fvu"], state["scale"]
+        start, since_gain, rows = state["step"], state["since_gain"], state["rows"]
     dtype = getattr(torch, settings.precision)
     warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
-    for step in (bar := tqdm(range(settings.steps), desc=progress, mininterval=2)):
+    to_explain = variance(validation[1])
+    for step in (bar := tqdm(range(start, settings.steps), desc=progress, mininterval=2)):
+        if step % settings.check_every == 0 and (since_gain >= settings.patience).all():
+            break
         x, target = next(batches)
         if step == 0:
             scale = _start(stack, x, target, l0, warm)
@@ -65,12 +107,15 @@ def train(
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             f = stack.encode(x)
             y = stack.decode(f, x)
-        mse = (y - target / scale[..., None]).square().mean((-1, -2))
-        loss = mse.sum()
-        if settings.l1:
+        # gradients of the mean squared error at y and of the penalty at f: written out, they take half the passes over y
+        with torch.no_grad():
+            error = torch.addcmul(y, target, 1 / scale[..., None], value=-1).mul_(2 / y.shape[-2:].numel())
+        starts, gradients = [y], [error]
+        if settings.l1 and f.requires_grad:
             ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
-            loss = loss + (settings.l1 * ramp / scale[..., 0] * f.mean((-1, -2))).sum()
-        loss.backward()
+            penalty = settings.l1 * ramp / scale[..., None] / f.shape[-2:].numel()
+            starts, gradients = [y, f], [error, penalty.to(f.dtype).expand_as(f)]
+        torch.autograd.backward(starts, gradients)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -83,26 +128,22 @@ def train(
             if l0 is not None:
                 hold(stack, active.sum(-1) / x.shape[-2], l0, settings.lr, FLOOR)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            now, l0_now = validate(_scaled(stack, scale), validation)
-            gain = now < best_fvu
+            now, l0_now = validate(_scaled(stack, scale), validation, to_explain)
+            learning = since_gain < settings.patience
+            gain = learning & (now < best_fvu)
             best_fvu = torch.where(gain, now, best_fvu)
             for name, value in stack.state_dict().items():
                 best[name][gain] = value[gain]
-            checks_without_gain = 0 if gain.any() else checks_without_gain + 1
-            rows += [
-                (step + 1, i, *values)
-                for i, values in enumerate(
-                    zip(
-                        (mse * scale[..., 0] ** 2).flatten().tolist(),
-                        now.flatten().tolist(),
-                        l0_now.flatten().tolist(),
-                        strict=True,
-                    )
-                )
-            ]
+            since_gain = (since_gain + 1).masked_fill(gain, 0)
+            mse = (y.detach() * scale[..., None] - target).square().mean((-1, -2))
+            columns = [values.flatten().tolist() for values in (learning, mse, now, l0_now)]
+            rows += [(step + 1, i, *values) for i, (on, *values) in enumerate(zip(*columns, strict=True)) if on]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
-            if checks_without_gain == settings.patience:
-                break
+            if checkpoint:
+                checkpoint.save(
+                    stack=stack.state_dict(), optimizer=optimizer.state_dict(), silent=silent, best=best, best_fvu=best_fvu,
+                    scale=scale, step=step + 1, since_gain=since_gain, rows=rows,
+                )  # fmt: skip
     stack.load_state_dict(best)
     stack.load_state_dict(_scaled(stack, scale).state_dict())
     stack.requires_grad_(False)
@@ -119,16 +160,26 @@ def hold(stack: Transcoder, active: Float[Tensor, "*n"], l0: Float[Tensor, "*n"]
 
 
 @torch.no_grad()
-def validate(stack: Transcoder, validation: Batch, chunk: int = 2048) -> tuple[Tensor, Tensor]:
-    """FVU and L0 of every member on held-out tokens."""
+def validate(stack: Transcoder, validation: Batch, to_explain: Float[Tensor, "*n"], chunk: int = 2048) -> tuple[Tensor, Tensor]:
+    """FVU and L0 of every member on held-out tokens, given the `variance` of the targets."""
     x, target = validation
-    n = target.shape[-2]
     error, active = 0.0, 0.0
-    for i in range(0, n, chunk):
-        f = stack.encode(x[..., i : i + chunk, :])
-        error = error + (stack.decode(f, x[..., i : i + chunk, :]) - target[..., i : i + chunk, :]).square().sum((-1, -2))
-        active = active + (f > 0).sum((-1, -2))
-    return error / (target - target.mean(-2, keepdim=True)).square().sum((-1, -2)), active / n
+    for a, b in zip(_chunks(x, chunk), _chunks(target, chunk), strict=True):
+        f = stack.encode(a)
+        error = error + (stack.decode(f, a) - b).square().sum((-1, -2))
+        active = active + f.sign().sum((-1, -2))
+    return error / to_explain, active / target.shape[-2]
+
+
+def variance(y: Float[Tensor, "*n token d_model"], chunk: int = 2048) -> Float[Tensor, "*n"]:
+    """Squared distance from the mean, summed over tokens and dimensions."""
+    mean = sum(some.sum(-2, keepdim=True) for some in _chunks(y, chunk)) / y.shape[-2]
+    return sum((some - mean).square().sum((-1, -2)) for some in _chunks(y, chunk))
+
+
+def _chunks(y: Tensor, chunk: int) -> Iterator[Tensor]:
+    """Some tokens after others, so that what is held in files need not all be in memory."""
+    return (y[..., i : i + chunk, :] for i in range(0, y.shape[-2], chunk))
 
 
 @torch.no_grad()

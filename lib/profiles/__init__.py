@@ -32,11 +32,14 @@ class Model(_Table):
     """A folder, relative to the project, or a repository on the hub."""
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    config: dict[str, str | int] | None = None
+    """What counts of its `config.json`, for `make plan` before the model is downloaded."""
 
 
 class Transcoders(_Table):
     source: str
-    """A folder, relative to the project, or a repository on the hub."""
+    """A folder, relative to the project, or a repository on the hub; for transcoders that sae-lens saved, their
+    folder, and for a release of sae-lens its name (`lib.imports`)."""
     revision: str | None = None
     layout: Literal["gemma-scope", "gemma-scope-2", "gemma-scope-2-affine", "circuit-tracer"] = "gemma-scope"
     """How its files are named and what is in them; see `lib.transcoders`."""
@@ -90,6 +93,8 @@ class Finetune(_Table):
     """Prompts a forward pass; gradients are accumulated up to `batch`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training."""
+    source: str | None = None
+    """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
 
 
 class Training(_Table):
@@ -120,6 +125,18 @@ class Deltas(_Table):
     training: Training
     retrain: Training
     """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with."""
+    source: str | None = None
+    """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
+
+
+class Memory(_Table):
+    """How much of what deltas are trained on is held at once."""
+
+    data_gb: NonNegativeFloat = 8.0
+    """Inputs and targets of the layers trained together, in GB (1e9 bytes), that are held in memory (the GPU's, where there
+    is one); more than that goes to files under the profile's data."""
+    layers: PositiveInt | None = None
+    """Layers whose deltas are trained together, each group after a pass of the model of its own; all where it is left out."""
 
 
 class Evaluation(_Table):
@@ -188,6 +205,7 @@ class Profile(_Table):
     deltas: Deltas
     evaluation: Evaluation
     protocol: Protocol = Protocol()
+    memory: Memory = Memory()
     seed: int = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""

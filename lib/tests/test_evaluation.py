@@ -109,11 +109,16 @@ def test_an_exact_answer_is_what_would_be_generated():
     asked = generate("negative", 40, "test", 0) + generate("positive", 10, "test", 0)
     base, _ = load_base(nano, model, 0, 0.0)
     conditions = [evaluation.RAW, {0: BaseDelta(base, Transcoder.initialised((), model.d_model, 4, 0), 0.1)}]
-    for condition, forced in zip(conditions, evaluation.teacher_forced(nano, model, asked, conditions), strict=True):
-        in_full = evaluation.generations(nano, model, asked, condition, [False] * len(asked))
-        assert forced.exact.tolist() == [text == p.target for text, p in zip(in_full, asked, strict=True)]
-        assert 0 < forced.exact.sum() < len(asked)
-        assert evaluation.generations(nano, model, asked, condition, forced.exact) == in_full
+    unknown = [False] * len(asked)
+    forced = evaluation.teacher_forced(nano, model, asked, conditions)
+    # conditions that share a batch write what each writes by itself
+    in_full = evaluation.generations(nano, model, asked, conditions, [unknown] * 2)
+    assert in_full == [evaluation.generations(nano, model, asked, [c], [unknown])[0] for c in conditions]
+    assert in_full[0] != in_full[1]
+    for table, wrote in zip(forced, in_full, strict=True):
+        assert table.exact.tolist() == [text == p.target for text, p in zip(wrote, asked, strict=True)]
+        assert 0 < table.exact.sum() < len(asked)
+    assert evaluation.generations(nano, model, asked, conditions, [table.exact for table in forced]) == in_full
 
 
 def test_a_row_has_published_columns_intervals_and_n(tiny, smoke, prompts, pair):

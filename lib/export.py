@@ -1,0 +1,327 @@
+"""A trained delta in the formats of other libraries.
+
+    python -m lib.export --profile nano --layer 3 --as sae-lens --to FOLDER [--alpha 0.5] [--push OWNER/NAME]
+
+- `sae-lens`: a folder for base + delta as *one* transcoder of F + k features, with alpha in the delta's
+  decoder rows, and one for the delta alone; both name the hook points that they read and write.
+- `gemma-scope`: the same two as `params.npz`, by width and average L0; usable as a profile's `transcoders.source`.
+- `circuit-tracer`: base + delta of every layer as a transcoder set, `config.yaml` and `layer_<i>.safetensors`.
+- `hub`: as `sae-lens`, with a model card.
+
+Without `--layer`, `--d-new` or `--percentile`: every layer studied, the widest delta, the middle percentile.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+
+from lib import deltas, experiments, models, profiles, results
+from lib.encoding import bos_id
+from lib.imports import on_offer
+from lib.models import LanguageModel
+from lib.paths import replacing
+from lib.profiles import Profile
+from lib.transcoders import BaseDelta, Transcoder, choose, save_npz
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The trained delta of a layer, its base, and what is known of them. Weights are loaded when asked for, and not kept."""
+
+    layer: int
+    load: Callable[[], BaseDelta]
+    """base + alpha * delta."""
+    base_l0: float
+    read: str
+    """The hook point of its input."""
+    write: str
+
+    @property
+    def parts(self) -> dict[str, Transcoder]:
+        """What is exported, by name: base + alpha * delta as one, and the delta alone."""
+        pair = self.load()
+        return {f"base_plus_delta_alpha_{pair.alpha:g}": as_one(pair), "delta": pair.delta}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Deltas of one d_new and percentile."""
+
+    profile: Profile
+    model: LanguageModel
+    d_new: int
+    percentile: float
+    deltas: list[Delta]
+
+    def rows(self, table: str) -> pd.DataFrame:
+        """The rows about these deltas in a table of results; none where it has none, or was not made."""
+        path = self.profile.paths.results / f"{table}.csv"
+        if not path.exists():
+            return pd.DataFrame()
+        rows = pd.read_csv(path)
+        ours = (rows.d_new == self.d_new) & (rows.percentile == self.percentile)
+        return rows[ours & rows.layer.isin([delta.layer for delta in self.deltas])]
+
+    def placed(self) -> Iterator[tuple[Delta, str, Transcoder, Path]]:
+        """Each delta, the name of each of its parts, that part, and the place for it."""
+        for delta in self.deltas:
+            for name, part in delta.parts.items():
+                place = Path(f"layer_{delta.layer}", f"d_new_{self.d_new}_percentile_{self.percentile:g}", name)
+                yield delta, name, part, place
+
+
+def as_one(pair: BaseDelta) -> Transcoder:
+    """`base + alpha * delta` as one transcoder: the base's features, then the delta's with alpha in their decoder rows."""
+    base, delta, alpha = pair.base, pair.delta, pair.alpha
+    skip = {} if base.W_skip is None else {"W_skip": base.W_skip.detach()}  # no delta has one
+    return Transcoder(
+        torch.cat([base.W_enc, delta.W_enc], -1),
+        torch.cat([base.b_enc, delta.b_enc], -1),
+        torch.cat([base.threshold, delta.threshold], -1),
+        torch.cat([base.W_dec, alpha * delta.W_dec], -2),
+        base.b_dec + alpha * delta.b_dec,
+        **skip,
+    ).requires_grad_(False)
+
+
+def collect(profile: Profile, layers: list[int] | None, d_new: int | None, percentile: float | None, alpha: float) -> Job:
+    """The trained deltas to export; a one-line `ValueError` for what was not trained or no library could use."""
+    widest, middle = experiments.widest(profile)
+    d_new, percentile = d_new or widest, middle if percentile is None else percentile
+    model, found = models.load(profile, profile.paths.finetuned), []
+    if model.site.by_root:
+        raise ValueError(
+            f"profile {profile.name}: protocol.site {model.site.name!r} scales by sqrt(d_model), which no other library does; "
+            "export under another site"
+        )
+    for layer in layers or models.layers_of(profile, model.n_layers):
+        file = deltas.delta_file(profile, model, layer, d_new, percentile)
+        if not file.exists():
+            raise ValueError(
+                f"{file}: no such delta; profile {profile.name} has d_new {profile.deltas.d_new}, "
+                f"percentiles {profile.transcoders.percentiles} and layers below {model.n_layers}, made by chapter 3"
+            )
+        load = partial(_pair, profile, model, layer, d_new, percentile, alpha)
+        l0 = choose(list(on_offer(profile.transcoders, layer)), percentile)
+        found.append(Delta(layer, load, l0, *model.site.at(layer)))
+    return Job(profile, model, d_new, percentile, found)
+
+
+def _pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float, alpha: float) -> BaseDelta:
+    return replace(deltas.load_pair(profile, model, layer, d_new, percentile), alpha=alpha)
+
+
+def write_sae_lens(job: Job, folder: Path) -> None:
+    """`layer_<i>/d_new_<k>_percentile_<p>/<part>/`: `cfg.json` and `sae_weights.safetensors`, by sae-lens itself."""
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    bos = bos_id(job.model.tokenizer)
+    for delta, name, part, place in job.placed():
+        metadata = SAEMetadata(
+            model_name=job.profile.model.source, hook_name=delta.read, hook_name_out=delta.write, prepend_bos=bos >= 0,
+            exclude_special_tokens=[bos] if bos >= 0 else False, profile=job.profile.name, part=name,
+            d_new=job.d_new, percentile=job.percentile, base=job.profile.transcoders.source,
+            base_l0=None if math.isnan(delta.base_l0) else delta.base_l0,
+        )  # fmt: skip
+        kind, config = get_sae_class("jumprelu_transcoder" if part.W_skip is None else "jumprelu_skip_transcoder")
+        size = {"d_in": part.d_model, "d_out": part.d_model, "d_sae": part.d_sae}
+        theirs = kind(config(**size, apply_b_dec_to_input=False, metadata=metadata))
+        theirs.load_state_dict(_tensors(part, ("W_skip",)))
+        theirs.save_model(folder / place)
+
+
+def write_gemma_scope(job: Job, folder: Path) -> None:
+    """`layer_<i>/width_<n>/average_l0_<l0>/params.npz`; L0 is the base's, and the delta's of the validation prompts."""
+    l0 = job.rows("deltas")
+    for delta, name, part, _ in job.placed():
+        if part.W_skip is not None:
+            raise ValueError(f"layer {delta.layer}: its base has an affine skip, Gemma Scope's layout none; use another format")
+        if math.isnan(delta.base_l0):
+            raise ValueError(f"layer {delta.layer}: its base says no L0, Gemma Scope's layout does; use another format")
+        measured = l0[l0.layer == delta.layer].delta_l0 if len(l0) else l0
+        if not len(measured):
+            path = job.profile.paths.results / "deltas.csv"
+            raise ValueError(f"{path}: has no L0 of layer {delta.layer}'s delta, which the layout asks for; run chapter 3")
+        average = measured.iloc[0] + (0 if name == "delta" else delta.base_l0)
+        save_npz(part, folder / f"layer_{delta.layer}/width_{part.d_sae}/average_l0_{average:.1f}/params.npz")
+
+
+def write_circuit_tracer(job: Job, folder: Path) -> None:
+    """`config.yaml` and `layer_<i>.safetensors` for every layer of the model, with `W_enc` (F, d_model) as it has it."""
+    have, widths = [delta.layer for delta in job.deltas], set()
+    if have != list(range(job.model.n_layers)):
+        raise ValueError(f"circuit-tracer wants every layer from 0 to {job.model.n_layers - 1}, not {have}; leave out --layer")
+    for delta in job.deltas:
+        part = as_one(delta.load())
+        widths.add(part.d_sae)
+        if len(widths) > 1:
+            raise ValueError(f"circuit-tracer wants equal widths in all layers, not {sorted(widths)}; use bases of one width")
+        tensors = _tensors(part, ("W_enc", "W_skip"))
+        # its JumpReLU has no relu before the threshold
+        tensors["activation_function.threshold"] = tensors.pop("threshold").clamp(min=0)
+        save_file(tensors, folder / f"layer_{delta.layer}.safetensors")
+    within = f"blocks.{job.deltas[0].layer}."
+    config = {
+        "model_name": job.profile.model.source,
+        "model_kind": "transcoder_set",
+        "feature_input_hook": job.deltas[0].read.removeprefix(within),
+        "feature_output_hook": job.deltas[0].write.removeprefix(within),
+    }
+    (folder / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items()))
+
+
+def _tensors(transcoder: Transcoder, transposed: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """What a transcoder computes with, ready to be saved; the arrays named as (out, in)."""
+    tensors = {name: tensor.float().cpu() for name, tensor in transcoder.tensors.items()}
+    return {name: (tensor.T if name in transposed else tensor).contiguous() for name, tensor in tensors.items()}
+
+
+def write_hub(job: Job, folder: Path) -> None:
+    """As for sae-lens, with a model card."""
+    write_sae_lens(job, folder)
+    (folder / "README.md").write_text(card(job), encoding="utf-8")
+
+
+FORMATS: dict[str, Callable[[Job, Path], None]] = {
+    "sae-lens": write_sae_lens,
+    "gemma-scope": write_gemma_scope,
+    "circuit-tracer": write_circuit_tracer,
+    "hub": write_hub,
+}
+
+MEASURES = {
+    "deltas": (["layer", "n"], ["base_fvu", "full_fvu", "full_cos", "delta_l0"], "Reconstruction, on validation prompts"),
+    "exp1": (["layer", "n"], ["dce_base", "dce_full"], "Rise of cross-entropy with one layer replaced, nats a token"),
+    "exp2a": (
+        ["layer", "subset", "condition", "n_examples"], ["tool_call_rate", "math_correct_rate"],
+        "Behaviour with one layer replaced: nothing (raw), base alone (no_delta), base + delta (full)",
+    ),
+}  # fmt: skip
+"""The tables that a card shows: what tells rows apart, what was measured, and a caption."""
+
+
+SKIP = "The base has an affine skip: `transcoder(x)` applies it; attached to a model by sae-lens 6.54, a transcoder loses it."
+
+
+def at(source: profiles.Model | profiles.Transcoders) -> str:
+    """A source with its revision."""
+    return f"{source.source}, revision {source.revision}" if source.revision else source.source
+
+
+def card(job: Job) -> str:
+    """The model card: profile, data, metrics with their intervals where they were measured, how to load."""
+    p, [first, *_] = job.profile, job.deltas
+    pair = first.load()
+    base_plus_delta, alone = (place.as_posix() for *_, place in list(job.placed())[:2])
+    tables = ""
+    for name, (keep, names, caption) in MEASURES.items():
+        rows = job.rows(name)
+        shown = results.with_intervals(rows, keep, names).to_markdown(index=False) if len(rows) else "Not measured."
+        tables += f"### {caption}\n\n{shown}\n\n"
+    prompts = p.prompts.train_file or f"{p.prompts.train} tool and {p.prompts.train} copy prompts that the project writes"
+    skip = "" if pair.base.W_skip is None else f"\n{SKIP}"
+    finetuned = p.finetune.source or f"LoRA of rank {p.finetune.rank}, {p.finetune.epochs} epochs, seed {p.seed}"
+    layers = ", ".join(str(delta.layer) for delta in job.deltas)
+    l0s = ", ".join("unknown" if math.isnan(delta.base_l0) else f"{delta.base_l0:g}" for delta in job.deltas)
+    hub = f"base_model: {p.model.source}\n" if not (profiles.ROOT / p.model.source).is_dir() else ""
+    return f"""---
+library_name: saelens
+tags: [sparse-autoencoder, transcoder, delta-transcoder, mechanistic-interpretability]
+{hub}---
+
+# Delta transcoders: {p.name}
+
+{job.d_new} delta features a layer, which make a frozen transcoder of the original model fit a finetuned one:
+`base(x) + alpha * delta(x)` stands in for an MLP. Layers: {layers}.
+
+| | |
+|---|---|
+| model | {at(p.model)}; finetuned: {finetuned} |
+| base transcoders | {at(p.transcoders)}; {pair.base.d_sae} features; average L0 by layer: {l0s} |
+| reads, writes (layer {first.layer}) | `{first.read}`, `{first.write}` |
+| d_new, percentile of the base's L0, alpha | {job.d_new}, {job.percentile:g}, {pair.alpha:g} |
+
+## Data
+
+{prompts}; deltas are trained on the activations of the finetuned model on these, BOS left out.
+
+## Metrics
+
+With 95% intervals, over prompts; the delta at alpha 1.
+
+{tables}
+## How to load
+
+```python
+from sae_lens import SAE
+
+transcoder = SAE.load_from_disk("{base_plus_delta}")  # in a copy of this folder
+transcoder = SAE.from_pretrained("OWNER/NAME", "{base_plus_delta}")  # from the hub
+y = transcoder(x)  # x at transcoder.cfg.metadata.hook_name, y for transcoder.cfg.metadata.hook_name_out
+```
+
+Its first {pair.base.d_sae} features are the base's, the last {job.d_new} the delta's, with alpha in their decoder rows.
+The delta alone, whose output is added to the base's, is `{alone}`. Attach it to the *finetuned* model,
+and leave BOS, if its tokenizer puts one, on the dense MLP: transcoders are not trained on it.{skip}
+
+## Limits
+
+It is an account of one finetuned model on prompts like those above. The licence is that of the model and of the base
+transcoders.
+"""
+
+
+def export(job: Job, form: str, to: Path) -> None:
+    """Write a folder, whole or not at all; one that is there with something in it is left alone."""
+    if to.exists() and (to.is_file() or any(to.iterdir())):
+        raise ValueError(f"{to}: is there already; name a new folder")
+    with replacing(to) as temporary:
+        temporary.mkdir()
+        FORMATS[form](job, temporary)
+
+
+def push(folder: Path, repo: str) -> None:
+    """Upload a folder to a model repository of the hub, made if it is not there."""
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Delta transcoders")
+    except OSError as error:  # all of the hub's
+        why = str(error).strip().split("\n")[0]
+        raise ValueError(f"{repo}: not uploaded ({why}); log in with `.venv/bin/hf auth login`; {folder} is whole") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="nano", help="a name, or the path of a .toml file")
+    parser.add_argument("--layer", type=int, nargs="+", help="the layers; all that the profile studies where left out")
+    parser.add_argument("--d-new", type=int)
+    parser.add_argument("--percentile", type=float)
+    parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--as", dest="form", choices=FORMATS, required=True)
+    parser.add_argument("--to", type=Path, required=True, help="a new folder")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository of the hub")
+    given = parser.parse_args()
+    try:
+        job = collect(profiles.load(given.profile), given.layer, given.d_new, given.percentile, given.alpha)
+        export(job, given.form, given.to)
+        if given.push:
+            push(given.to, given.push)
+    except ValueError as error:
+        sys.exit(str(error))
+    print(f"{given.to}: layers {', '.join(str(delta.layer) for delta in job.deltas)}, as {given.form}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Training on what bases leave: the same whatever holds it and however often it is interrupted."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from lib import activations, deltas
+from lib.encoding import batches
+from lib.paths import Paths
+from lib.profiles import Memory
+from lib.prompts import generate
+from lib.training import Checkpoint
+from lib.transcoders import Transcoder, load_npz, save_npz
+
+LAYERS = [0, 1]
+
+
+@pytest.fixture
+def profile(smoke, tmp_path, monkeypatch):
+    """`smoke` with random bases, its data in a folder of its own."""
+    monkeypatch.setattr(Paths, "data", tmp_path / "data")
+    for layer in LAYERS:
+        for seed, l0 in enumerate((4, 8, 16)):
+            base = Transcoder.initialised((), 32, 48, seed, 0.5)
+            save_npz(base, tmp_path / f"bases/layer_{layer}/width_64/average_l0_{l0}/params.npz")
+    source = smoke.transcoders.model_copy(update={"source": str(tmp_path / "bases")})
+    return smoke.model_copy(update={"transcoders": source})
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny):
+    def of(split, n):
+        asked = generate("positive", n, split, 0) + generate("negative", n, split, 0)
+        return batches(tiny.tokenizer, asked, 8)
+
+    return of("train", 20), of("validation", 6)
+
+
+def with_memory(profile, **memory):
+    return profile.model_copy(update={"memory": Memory(**memory)})
+
+
+def trained(profile, model, encoded):
+    """Learning curves, and all parameters by file."""
+    curves = deltas.train_deltas(profile, model, LAYERS, *encoded)
+    files = sorted(profile.paths.deltas.rglob("*.npz"))
+    members = {str(f.relative_to(profile.paths.deltas)): load_npz(f, 32).state_dict() for f in files}
+    for file in files:
+        file.unlink()
+    return curves, members
+
+
+def same(one, other):
+    return (
+        one[0].equals(other[0])
+        and one[1].keys() == other[1].keys()
+        and all(torch.equal(one[1][f][name], other[1][f][name]) for f in one[1] for name in one[1][f])
+    )
+
+
+def test_what_a_base_leaves_by_hand(tiny, profile, encoded):
+    held = activations.collect(tiny, LAYERS, encoded[1])
+    (x, target), (_, again) = deltas.targets(profile, tiny, LAYERS, [0.0, 1.0], [encoded[1], encoded[1]])
+    everything = slice(None)
+    assert x.shape == (2, 1, *held.x.shape[1:]) and target.shape == (2, 2, *held.x.shape[1:])
+    assert torch.equal(x[..., everything, :][:, 0], held.x)
+    for i, layer in enumerate(LAYERS):
+        for j, percentile in enumerate((0.0, 1.0)):
+            base, _ = deltas.load_base(profile, tiny, layer, percentile)
+            for token in (0, 57):
+                y_hat = base(held.x[i, token][None])[0]
+                assert torch.allclose(target[..., token : token + 1, :][i, j, 0], held.y[i, token] - y_hat, atol=1e-5)
+    assert torch.equal(again[..., everything, :], target[..., everything, :])
+
+
+def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded):
+    in_memory = trained(profile, tiny, encoded)
+    in_files = trained(with_memory(profile, data_gb=0.0), tiny, encoded)
+    assert same(in_memory, in_files)
+    assert len(in_memory[1]) == 8 and not (in_memory[0].fvu == 1).all()
+    assert {path.name for path in profile.paths.data.iterdir()} == {"deltas"}
+
+
+def test_layers_in_groups_learn_what_they_learn_together(tiny, profile, encoded):
+    """So groups, and jobs on several machines, change nothing."""
+    together, apart = trained(profile, tiny, encoded), trained(with_memory(profile, layers=1), tiny, encoded)
+    keys = ["layer", "d_new", "percentile", "step"]
+    pd.testing.assert_frame_equal(
+        together[0].sort_values(keys, ignore_index=True), apart[0].sort_values(keys, ignore_index=True), rtol=1e-4
+    )
+    assert together[1].keys() == apart[1].keys()
+    for name, parameters in together[1].items():
+        assert all(torch.allclose(parameters[key], apart[1][name][key], atol=1e-5) for key in parameters)
+
+
+@pytest.mark.parametrize("dies_at", [3, 12, 27])
+def test_interrupted_training_ends_as_if_it_had_not_been(tiny, profile, encoded, monkeypatch, dies_at):
+    """It dies while a batch is drawn: before the first check, in the first width, in the second."""
+    whole = trained(profile, tiny, encoded)
+    repeated, drawn = activations.repeated, iter(range(10**6))
+
+    def dying(*arguments):
+        for pick in repeated(*arguments):
+            if next(drawn) == dies_at:
+                raise KeyboardInterrupt
+            yield pick
+
+    monkeypatch.setattr(activations, "repeated", dying)
+    with pytest.raises(KeyboardInterrupt):
+        deltas.train_deltas(profile, tiny, LAYERS, *encoded)
+    left = list(profile.paths.deltas.glob("*.checkpoint"))
+    assert len(left) == dies_at // 5 // 4 + (dies_at // 5 > 0)  # 20 steps a width, a check every 5
+    monkeypatch.setattr(activations, "repeated", repeated)
+    assert same(whole, trained(profile, tiny, encoded))
+    assert not list(profile.paths.deltas.glob("*.checkpoint"))
+
+
+def data(n=600, d=16):
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(2, n, d, generator=draw), torch.randn(2, n, d, generator=draw)
+
+
+def test_a_finished_training_is_not_done_again_and_another_is(smoke, tmp_path):
+    settings, file = smoke.deltas.training, tmp_path / "c.pt"
+    first, curves = deltas.fit(settings, data(), data(), 4, 0, checkpoint=file)
+    again, same_curves = deltas.fit(settings, data(), (None, torch.zeros(2, 1, 16)), 4, 0, checkpoint=file)
+    assert torch.equal(first.W_enc, again.W_enc) and curves.equals(same_curves)
+    other, _ = deltas.fit(settings, data(), data(), 4, 1, checkpoint=file)
+    assert not torch.equal(first.W_enc, other.W_enc)
+    x, target = data()
+    moved, _ = deltas.fit(settings, (x, target + 1), data(), 4, 1, checkpoint=file)
+    assert not torch.equal(other.b_dec, moved.b_dec)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    file = tmp_path / "c.pt"
+    Checkpoint(file, "this").save(step=3)
+    assert Checkpoint(file, "this").step == 3 and Checkpoint(file, "another").step == 0
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="damaged or not a checkpoint; delete it") as error:
+        Checkpoint(file, "this")
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(activations.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000_000))
+    part = (torch.zeros(2, 3, 8), torch.zeros(2, 3, 8))
+    with pytest.raises(ValueError, match=r"activations need 128.0 GB of disk, 1.0 GB are free; .*memory.layers") as error:
+        activations.hold(iter([part]), 10**9, tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_rows_are_the_tensor(tmp_path, folder):
+    whole = torch.arange(2 * 3 * 50 * 4).view(2, 3, 50, 4).float()
+    (rows,) = activations.hold(((part,) for part in whole.split(7, 2)), 50, tmp_path if folder else None)
+    pick = torch.tensor([49, 3, 3, 0])
+    assert rows.shape == whole.shape
+    assert torch.equal(rows.index_select(-2, pick), whole[..., pick, :]) and torch.equal(rows[..., 4:9, :], whole[..., 4:9, :])
+    assert rows.index_select(-2, pick).is_contiguous() and not list(tmp_path.iterdir())
+
+
+GROWS = """
+import resource, sys, torch
+from pathlib import Path
+from lib import activations, deltas
+from lib.profiles import load
+n, folder = int(sys.argv[1]), Path(sys.argv[2])
+part = torch.randn(4, 1, 1000, 64), torch.randn(4, 3, 1000, 64)
+held = [activations.hold((part for _ in range(m)), 1000 * m, folder if folder.name else None) for m in (n, n // 10)]
+deltas.fit(load("smoke").deltas.training, *held, 4, 0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak(*arguments):
+    """Peak memory of training, in kilobytes, in a process of its own."""
+    found = subprocess.run([sys.executable, "-c", GROWS, *arguments], capture_output=True, text=True, check=True)
+    return int(found.stdout)
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    one, eight, in_memory = (peak(n, place) for n, place in (("10", str(tmp_path)), ("80", str(tmp_path)), ("80", "")))
+    assert eight < 1.1 * one
+    assert in_memory > 1.15 * one

@@ -1,0 +1,179 @@
+"""The plan against models and runs that are measured."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib import plan, profiles
+from lib.finetune import collate
+from lib.models import load_hf
+from lib.paths import ROOT
+
+PLENTY = plan.Machine(host=1e15, gpu=0, disk=1e15, process=5e8, flops=1e11, bandwidth=1e10)
+PACE = plan.Pace(forward=1e-5, learn=1e-4, decode=1e-2, delta_step=1e-2)
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    return plan.Work.of(profiles.load("gemma-2-2b"))
+
+
+def needed(work, here=PLENTY):
+    return {need.name: need for need in plan.needs(work, here, PACE)}
+
+
+def test_gemma_is_of_its_published_size(gemma):
+    """2,614,341,888 parameters on its model card; 16384 features; stored in float32."""
+    assert gemma.parameters == 2_614_341_888 and gemma.d_sae == 16384
+    sizes = plan.downloads(gemma)
+    assert sizes.get("model", 10_457_367_552) == 10_457_367_552
+    # what goes through a matrix at every token: all parameters but the norms, the tied embedding as the output
+    norms = 4 * 26 * 2304 + 2304
+    assert gemma.flops_a_token == pytest.approx(2 * (gemma.parameters - norms), rel=0.02)
+
+
+def test_operations_and_what_backpropagation_keeps_are_those_of_the_real_model(smoke, folder):
+    """The same counts on the tiny model in memory as without memory."""
+    here = smoke.model_copy(update={"model": smoke.model.model_copy(update={"source": str(folder)})})
+    work = plan.Work(here, plan.config_of(here), *plan.tokenizer_of(here), d_sae=64)
+    hf, tokenizer = load_hf(folder, "float32")
+    assert work.own_tokenizer and work.parameters == hf.num_parameters()
+    trained, kept, _ = work.learning
+    model = plan.with_lora(hf, here)
+    assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    own, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    asked = max(work.splits["test"], key=lambda q: len(tokenizer(q.input + q.target).input_ids))
+    batch = collate(tokenizer, [asked] * here.finetune.micro_batch)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**batch)
+    real = sum(tensor.untyped_storage().nbytes() for place, tensor in seen.items() if place not in own)
+    assert kept * batch["input_ids"].shape[1] / work.longest == pytest.approx(real, rel=0.1)
+
+
+def test_gemma_fits_a_gpu_of_24_gb_and_not_of_16(gemma):
+    def refused(gib):
+        here = replace(PLENTY, gpu=gib * 2**30)
+        return plan.refusals(gemma.profile, list(needed(gemma, here).values()), here, plan.downloads(gemma))
+
+    assert refused(24) == []
+    assert any("GPU memory, 17.2 GB are there; lower finetune.micro_batch" in line for line in refused(16))
+    assert "a GPU of 24 GB suffices" in plan.page(gemma, PLENTY, list(needed(gemma).values()), {})
+
+
+def test_the_budget_decides_between_memory_and_files(gemma):
+    """By hand: 2 layers at once, an input and three targets for each, 4 bytes a number."""
+    held = gemma.tokens("train", "validation") * 2 * 4 * 2304 * 4
+    capture = needed(gemma)["3 capture"]
+    assert capture.disk == {"inputs and targets": held} and "inputs and targets" not in capture.device
+    roomy = gemma.profile.model_copy(update={"memory": profiles.Memory(data_gb=100, layers=2)})
+    capture = needed(replace(gemma, profile=roomy))["3 capture"]
+    assert capture.disk == {} and capture.device["inputs and targets"] == held
+
+
+@pytest.mark.parametrize(
+    ("short", "message"),
+    [
+        ({"host": 8e9}, "2 finetune needs {} GB of memory, 8.0 GB are there; lower finetune.micro_batch"),
+        ({"disk": 9e9}, "GB of disk are needed, 9.0 GB are free; free some, or lower memory.layers"),
+        ({"gpu": 12e9}, "5 exp2a needs {} GB of GPU memory, 12.0 GB are there; lower evaluation.tokens_batch"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_numbers_and_the_remedy(gemma, short, message):
+    here = replace(PLENTY, **short)
+    lines = plan.refusals(gemma.profile, list(needed(gemma, here).values()), here, plan.downloads(gemma))
+    ends = message.split("{}")
+    assert any(all(part in line for part in ends) and "gemma-2-2b" in line and "\n" not in line for line in lines)
+    assert plan.refusals(gemma.profile, list(needed(gemma).values()), PLENTY, plan.downloads(gemma)) == []
+
+
+def test_the_command_refuses_a_profile_that_cannot_fit(tmp_path):
+    """`nano` with deltas of a hundred million features."""
+    table = (profiles.FOLDER / "nano.toml").read_text().replace("d_new = [8, 16, 32]", "d_new = [8, 100_000_000]")
+    (tmp_path / "huge.toml").write_text(table)
+    code = (
+        "import sys; from lib import plan; plan.pace = lambda *_: plan.Pace(1e-5, 1e-4, 1e-2, 1e-2);"
+        f"sys.argv = ['plan', '--profile', {str(tmp_path / 'huge.toml')!r}]; plan.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "chapter" in result.stdout
+    assert "profile huge: 3 delta training needs" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_unknown_model_is_one_line(smoke):
+    unknown = smoke.model_copy(update={"model": smoke.model.model_copy(update={"source": "nobody/nothing"})})
+    with pytest.raises(ValueError, match=r"nobody/nothing is not on this machine and model.config is not in the profile; add"):
+        plan.config_of(unknown)
+
+
+RUN = """
+import json, resource, sys, time
+time.perf_counter = time.process_time  # so that others' work on the machine does not count
+from pathlib import Path
+import torch
+from lib import deltas, models, plan, profiles
+what, data_gb, folder = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
+p = profiles.load("nano")
+p = p.model_copy(update={
+    "prompts": p.prompts.model_copy(update={"train": 400, "validation": 40, "test": 20}),
+    "deltas": p.deltas.model_copy(update={
+        "d_new": [32], "training": p.deltas.training.model_copy(update={"steps": 100, "check_every": 50})}),
+    "memory": profiles.Memory(data_gb=data_gb)})
+if what == "planned":
+    here, work = plan.machine(torch.float32), plan.Work.of(p)
+    parts = [need for need in plan.needs(work, here, plan.pace(work, here)) if need.name.startswith("3")]
+    memory = max(sum(need.host.values()) + sum(need.device.values()) for need in parts)
+    print(json.dumps([memory, *(need.seconds for need in parts)]))
+else:
+    deltas.Profile.paths = property(lambda self: profiles.Paths(str(folder)))
+    model, work = models.load(p), plan.Work.of(p)
+    layers, encoded = work.layers, work.encoded
+    seconds, fit, began = [], deltas.fit, time.process_time()
+    def timed(*given, **named):
+        seconds.append(time.process_time() - began)
+        return fit(*given, **named)
+    deltas.fit = timed
+    deltas.train_deltas(p, model, layers, encoded["train"], encoded["validation"])
+    seconds.append(time.process_time() - began - seconds[0])
+    print(json.dumps([1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, *seconds]))
+"""
+
+
+def run(*arguments):
+    result = subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("data_gb", ["8", "0"])
+def test_memory_and_time_of_training_are_as_planned(tmp_path, data_gb):
+    """A tenth of `nano`'s prompts and 100 steps, in memory and in files; its peak memory and its processor time."""
+    planned, measured = run("planned", data_gb, ""), run("measured", data_gb, str(tmp_path))
+    assert planned[0] == pytest.approx(measured[0], rel=0.25)
+    for a, b in zip(planned[1:], measured[1:], strict=True):
+        assert 0.5 < a / b < 2
+
+
+def test_the_chapters_of_nano_took_what_is_planned():
+    """Of chapters that were run whole on this machine; with their figures, which the plan leaves out."""
+    if os.getloadavg()[0] > 1.5 * os.cpu_count():
+        pytest.skip("the machine is busy, and speed is measured now")
+    records = [json.loads(path.read_text()) for path in sorted((ROOT / "build/nano").glob("0[2-6]_*.json"))]
+    took = {r["chapter"][1]: r["seconds"] for r in records if not r["parameters"].get("redraw")}
+    if not took:
+        pytest.skip("no chapter of nano was run here; `make all` does it")
+    work = plan.Work.of(profiles.load("nano"))
+    here = plan.machine(torch.float32)
+    found = plan.needs(work, here, plan.pace(work, here))
+    for chapter, seconds in took.items():
+        planned = sum(need.seconds for need in found if need.name.startswith(chapter))
+        assert 0.5 < planned / seconds < 2, (chapter, planned, seconds)
