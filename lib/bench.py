@@ -139,7 +139,7 @@ class Workplace:
         return by_subset(self.prompts("test"), n)
 
     def captured(self, model: models.LanguageModel, split: str, n: int | None = None, layers: list[int] | None = None):
-        batches = encoding.batches(model.tokenizer, self.prompts(split, n), self.profile.evaluation.tokens_batch)
+        batches = encoding.streamed(model.tokenizer, self.prompts(split, n), self.profile.evaluation.tokens_batch)
         return activations.collect(model, layers or self.layers, batches, f"{split} activations")
 
     @functools.cached_property

@@ -209,7 +209,7 @@ class Work:
     @cached_property
     def encoded(self) -> dict[str, list[Encoded]]:
         size = self.profile.evaluation.tokens_batch
-        return {split: encoding.batches(self.tokenizer, asked, size) for split, asked in self.splits.items()}
+        return {split: encoding.streamed(self.tokenizer, asked, size) for split, asked in self.splits.items()}
 
     def tokens(self, *splits: str, padded: bool = False) -> int:
         """Tokens whose activations are used; or, `padded`, all that go through the model."""
