@@ -137,9 +137,7 @@ def test_a_file_without_a_subset_is_refused(tmp_path):
 def texts(tmp_path):
     """JSONL of web texts, compressed, as C4 has them."""
     path = tmp_path / "texts.json.gz"
-    line = (
-        "Room {0} is open from 9 to 5 on weekdays. It costs {0}.50 a night to sleep in! Too short 1.\nNo number in here."
-    )
+    line = "Room {0} is open from 9 to 5 on weekdays. It costs {0}.50 a night to sleep in! Too short 1.\nNo number in here."
     with gzip.open(path, "wt", encoding="utf-8") as file:
         for i in range(300):
             file.write(json.dumps({"text": line.format(i), "url": "https://example.org"}) + "\n")
