@@ -50,9 +50,9 @@ class Amount:
     capture: int = 400
     """Prompts."""
     exp1: int = 20
-    """Prompts of each kind; the published study had as many."""
-    exp2: int = 40
-    exp2_layers: int = 2
+    """Prompts of each kind, tool and copy; the published study had 20 in all."""
+    exp2: int = 20
+    """Prompts of each of the three subsets."""
     cut: int = 30
     """Training of the whole grid: of the profile's steps and prompts, one in so many, so that there are as many epochs."""
     shapes: tuple[tuple[int, int], ...] = ((640, 16384), (768, 24576), (2304, 16384))
@@ -219,14 +219,10 @@ class Workplace:
         grid = list(product(self.profile.deltas.d_new, self.profile.transcoders.percentiles))
         return as_published.exp1(self.load, self.pair, grid, self.layers, self.exp1_prompts)
 
-    @property
-    def exp2_layers(self) -> list[int]:
-        return self.layers[:: max(1, len(self.layers) // self.amount.exp2_layers)]
-
     def exp2_ours(self, keep: Path | None = None) -> pd.DataFrame:
         model = models.load(self.profile, self.profile.paths.finetuned)
         asked, doses = self.test(self.amount.exp2), experiments.AT_ENDS
-        return experiments.exp2_by_layer(self.profile, model, asked, self.exp2_layers, doses, keep)
+        return experiments.exp2_by_layer(self.profile, model, asked, self.layers, doses, keep)
 
     def exp2_published(self) -> tuple[pd.DataFrame, dict]:
         tokenizer = self.load()[1]
@@ -237,7 +233,7 @@ class Workplace:
         d_new, percentile = experiments.widest(self.profile)
         pair = functools.partial(self.pair, d_new=d_new, percentile=percentile)
         asked = self.test(self.amount.exp2)
-        return as_published.exp2(self.load, pair, self.exp2_layers, asked, experiments.AT_ENDS, longest)
+        return as_published.exp2(self.load, pair, self.layers, asked, experiments.AT_ENDS, longest)
 
 
 def jobs(work: Workplace) -> Iterator[Job]:
@@ -256,7 +252,7 @@ def jobs(work: Workplace) -> Iterator[Job]:
     yield whole("training", size, work.grid_ours, work.grid_published, lambda: work.grid_data)
     size = f"{grid}, {2 * amount.exp1} prompts"
     yield whole("exp1", size, work.exp1_ours, work.exp1_published, lambda: work.model)
-    size = f"{len(work.exp2_layers)} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
+    size = f"{n} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
     yield whole("exp2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
 
     settings = profile.deltas.training.model_copy(

@@ -39,9 +39,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lib import deltas, encoding, models, profiles, prompts
 from lib.encoding import Encoded
 from lib.finetune import collate
+from lib.imports import on_offer
 from lib.paths import ROOT
 from lib.profiles import Profile, local_or_hub
-from lib.transcoders import levels
+from lib.transcoders import LAYOUTS
 
 STAND_IN = ROOT / "data/nano/model"
 """Its tokenizer counts where a model's own is not here; with far fewer words it gives more tokens, never fewer."""
@@ -151,8 +152,10 @@ def bases_to_download(work: "Work") -> int:
     if isinstance(source, Path):
         return 0
     cache = Path(HF_HUB_CACHE, f"models--{source.replace('/', '--')}", "snapshots")
-    files = {path.parts[-4:] for path in cache.glob(f"*/layer_*/width_{settings.width}/*/params.npz")}
-    return max(0, len(work.layers) * len(settings.percentiles) - len(files))
+    here = {"/".join(path.relative_to(cache).parts[1:]) for path in cache.rglob("*") if path.is_file()}
+    patterns = [re.compile(LAYOUTS[settings.layout].files.format(layer=layer, width=settings.width)) for layer in work.layers]
+    found = [name for name in here if any(pattern.fullmatch(name) for pattern in patterns)]
+    return max(0, len(work.layers) * len(settings.percentiles) - len(found))
 
 
 def d_sae_of(profile: Profile) -> int:
@@ -160,8 +163,7 @@ def d_sae_of(profile: Profile) -> int:
     settings, source = profile.transcoders, local_or_hub(profile.transcoders.source)
     if isinstance(source, Path):
         layer = settings.layers[0] if settings.layers else 0
-        with np.load(source / next(iter(levels(source, layer, settings.width).values())), allow_pickle=False) as file:
-            return len(file["b_enc"])
+        return next(iter(on_offer(settings, layer).values()))().d_sae
     if not (name := re.fullmatch(r"(\d+)([km]?)", settings.width)):
         raise ValueError(f"profile {profile.name}: transcoders.width {settings.width!r} is not like 16k; say it so")
     return int(name[1]) * {"": 1, "k": 2**10, "m": 2**20}[name[2]]
@@ -200,7 +202,9 @@ class Work:
 
     @cached_property
     def splits(self) -> dict[str, list[prompts.Prompt]]:
-        return prompts.splits(self.profile.prompts)
+        asked = self.profile.prompts
+        on_hub = asked.copies and "://" in asked.copies  # nothing is downloaded; the project's own sentences stand in
+        return prompts.splits(asked.model_copy(update={"copies": None}) if on_hub else asked)
 
     @cached_property
     def encoded(self) -> dict[str, list[Encoded]]:

@@ -13,7 +13,7 @@ from lib.training import train
 from lib.transcoders import Transcoder, save_npz
 
 AMOUNT = bench.Amount(
-    runs=2, capture=6, exp1=3, exp2=3, exp2_layers=2, cut=1, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
+    runs=2, capture=6, exp1=3, exp2=3, cut=1, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
 )
 
 
@@ -113,7 +113,7 @@ def test_hooks_are_gone_afterwards(work):
 def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(bench.plots, "save_figure", lambda fig, path, numbers, alt: drawn.append((path.name, len(numbers))))
-    amount = replace(AMOUNT, exp1=2, exp2=2, exp2_layers=1)
+    amount = replace(AMOUNT, exp1=2, exp2=2)
     table = bench.bench(work.profile, amount)
     assert list(table.columns[:9]) == bench.COLUMNS and not table.duplicated(bench.COLUMNS[:3]).any()
     assert {"capture", "training", "exp1", "exp2", "step", "many"} == set(table.task)
