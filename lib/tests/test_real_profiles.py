@@ -54,7 +54,7 @@ def start(name: str, folder: Path) -> tuple[profiles.Profile, subprocess.Popen]:
     table = tomllib.loads((profiles.FOLDER / f"{name}.toml").read_text())
     small = tomllib.loads((profiles.FOLDER / "smoke.toml").read_text())
     cache = folder / "hub"
-    for key, write in (("model", functools.partial(real.save, model_type)), ("transcoders", release)):
+    for key, write in (("model", functools.partial(real.save, model_type, ends=3.0)), ("transcoders", release)):
         real.repository(cache, table[key]["source"], write, table[key]["revision"])
     real.repository(cache, "allenai/c4", real.c4, C4, "datasets")
     table["transcoders"].pop("layers", None)  # all of a small model
