@@ -94,7 +94,7 @@ base: .venv/installed
 
 # the other trainers are there (sae-lens) or installed now; without a network the bench goes on and says which one it lacks
 bench: $(BUILD)/03_delta_transcoders.ipynb
-	-@.venv/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c "from lib.bench import SPARSIFY; print(SPARSIFY)")
+	-@.venv/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c "from lib.trainers import SPARSIFY; print(SPARSIFY)")
 	@TQDM_DISABLE=1 $(PYTHON) -m lib.bench --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 clean:

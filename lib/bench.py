@@ -8,21 +8,15 @@ other over ours, pair by pair, and its interval is of order statistics (`scipy.s
 the smallest and the largest ratio, which hold the median in 97% of cases. Rows of the same code are kept; an
 interrupted run goes on.
 
-A step of training is timed from one batch's being asked for to the next one's, the same way for every trainer: what
-is done once before the first step, and checks on validation tokens, are not in it; they are in `training`, of the
-whole grid. In `many` deltas learn together, and seconds are per delta.
+`training` is of the whole grid, with all that is done once; `step` is a step of training of one delta and `many` of
+one of several that learn together, timed as `lib.trainers` says.
 """
 
 import argparse
-import contextlib
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
-import io
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,21 +28,18 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float
 from scipy.stats import linregress, quantile_test, t
-from torch import Tensor, nn
 
-from lib import activations, as_published, deltas, encoding, experiments, models, plots, profiles, results
+from lib import activations, as_published, deltas, encoding, experiments, models, plots, profiles, results, trainers
 from lib.encoding import tokens
 from lib.paths import ROOT
-from lib.profiles import Profile, Training
+from lib.profiles import Profile
 from lib.prompts import by_subset, read_jsonl
-from lib.training import train
+from lib.trainers import SPARSIFY, Layers
 from lib.transcoders import Transcoder, save_npz
 
-SPARSIFY = "eai-sparsify==1.3.3"
 COLUMNS = ["task", "size", "other", "ours_seconds", "other_seconds", "ratio", "ratio_low", "ratio_high", "n"]
-PUBLISHED, PRODUCTS = "published procedure", "matrix products alone"
+PUBLISHED = "published procedure"
 
 
 @dataclass(frozen=True)
@@ -59,9 +50,9 @@ class Amount:
     capture: int = 400
     """Prompts."""
     exp1: int = 20
-    """Prompts of each kind; the published study had as many."""
-    exp2: int = 40
-    exp2_layers: int = 2
+    """Prompts of each kind, tool and copy; the published study had 20 in all."""
+    exp2: int = 20
+    """Prompts of each of the three subsets."""
     cut: int = 30
     """Training of the whole grid: of the profile's steps and prompts, one in so many, so that there are as many epochs."""
     shapes: tuple[tuple[int, int], ...] = ((640, 16384), (768, 24576), (2304, 16384))
@@ -107,27 +98,6 @@ def timed(work: Callable[[], object]) -> Callable[[], Run]:
     return run
 
 
-class Clock:
-    """Ticks when a batch is asked for."""
-
-    def __init__(self):
-        self.ticks: list[float] = []
-
-    def tick(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ticks.append(time.perf_counter())
-
-    def over(self, batches: Iterator) -> Iterator:
-        while True:
-            self.tick()
-            yield next(batches)
-
-    def step(self, parts: int = 1) -> Run:
-        """The median step but the first, which warms up; or its share, where a step is of several parts."""
-        return Run(float(np.median(np.diff(self.ticks)[1:])) / parts)
-
-
 def alternate(ours: Callable[[], Run], theirs: Callable[[], Run], runs: int) -> dict[str, float]:
     """The columns from `ours_seconds` on."""
     pairs = [(ours(), theirs()) for _ in range(runs)]
@@ -141,154 +111,7 @@ def alternate(ours: Callable[[], Run], theirs: Callable[[], Run], runs: int) -> 
     }  # fmt: skip
 
 
-# --- one step of training, by each trainer ---
-
-
-@dataclass(frozen=True)
-class Layers:
-    """What trainers are compared on: inputs, outputs and bases of some layers, several targets each."""
-
-    name: str
-    x: Float[Tensor, "layer 1 token d_model"]
-    y: Float[Tensor, "layer 1 token d_model"]
-    target: Float[Tensor, "layer delta token d_model"]
-    base: Transcoder
-    """Of the first layer."""
-    d_new: int
-
-    @property
-    def n(self) -> int:
-        """Deltas that learn at once."""
-        return self.target.shape[0] * self.target.shape[1]
-
-    def one(self) -> "Layers":
-        """The first delta alone."""
-        return Layers(self.name, self.x[:1], self.y[:1], self.target[:1, :1], self.base, self.d_new)
-
-
-def picks(layers: Layers, settings: Training) -> Iterator[Tensor]:
-    return activations.repeated(layers.x.shape[-2], settings.batch, 0)
-
-
-def initialised(layers: Layers, settings: Training) -> Transcoder:
-    return Transcoder.initialised(layers.target.shape[:2], layers.x.shape[-1], layers.d_new, 0, settings.threshold)
-
-
-def our_step(layers: Layers, settings: Training) -> Run:
-    clock, x, target = Clock(), layers.x, layers.target
-    drawn = clock.over(picks(layers, settings))
-    batches = ((x.index_select(-2, pick), target.index_select(-2, pick)) for pick in drawn)
-    train(initialised(layers, settings), batches, (x[..., :64, :], target[..., :64, :]), settings)
-    return clock.step(layers.n)
-
-
-def published_step(layers: Layers, settings: Training) -> Run:
-    clock, x, y = Clock(), layers.x[0, 0], layers.y[0, 0]
-    start, held = initialised(layers, settings)[0, 0], (x[:64], y[:64])
-    as_published.train_delta(start, layers.base, (x, y), held, clock.over(picks(layers, settings)), settings)
-    return clock.step()
-
-
-@torch.no_grad()
-def products_alone(layers: Layers, settings: Training) -> Run:
-    """The matrix products of a step, forward and backward: x W_enc, f W_dec, and the gradients of f, W_dec and W_enc."""
-    clock, pick, stack = Clock(), next(picks(layers, settings)), initialised(layers, settings)
-    dy = layers.target[..., pick, :]
-    x = layers.x[..., pick, :].expand_as(dy).contiguous()
-    for _ in range(settings.steps):
-        clock.tick()
-        f = x @ stack.W_enc
-        f @ stack.W_dec
-        df = dy @ stack.W_dec.mT
-        f.mT @ dy
-        x.mT @ df
-    return clock.step(layers.n)
-
-
-def sae_lens_step(layers: Layers, settings: Training) -> Run:
-    """sae-lens's trainer of several SAEs, ReLU with L1. It trains no transcoders: x is input and target."""
-    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-
-    clock, d_model = Clock(), layers.x.shape[-1]
-    names = [(str(layer), f"{layer}.{i}") for layer, i in product(*map(range, layers.target.shape[:2]))]
-    saes = {
-        name: StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_model, d_sae=layers.d_new, l1_coefficient=settings.l1))
-        for _, name in names
-    }
-    batches = ({str(layer): x[0, pick] for layer, x in enumerate(layers.x)} for pick in clock.over(picks(layers, settings)))
-    config = SAETrainerConfig(
-        total_training_samples=settings.steps * settings.batch, train_batch_size_samples=settings.batch,
-        lr=settings.lr, lr_end=settings.lr, logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
-    MultiSAETrainer(config, saes, {name: layer for layer, name in names}, batches).fit()
-    return clock.step(layers.n)
-
-
-class Site(nn.Module):
-    """A module whose input and output are given."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y
-
-
-class Replay(nn.Module):
-    """For a trainer that hooks a model: one that answers token ids with the activations held under them."""
-
-    def __init__(self, layers: Layers, clock: Clock):
-        super().__init__()
-        self.layers, self.clock, self.device = layers, clock, layers.x.device
-        self.sites = nn.ModuleList(Site() for _ in layers.x)
-        self.dummy_inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
-
-    @property
-    def base_model(self) -> "Replay":
-        return self
-
-    def forward(self, input_ids: Tensor) -> None:
-        self.clock.tick()
-        for site, x, y in zip(self.sites, self.layers.x, self.layers.y, strict=True):
-            site(x[0, input_ids], y[0, input_ids])
-
-
-def sparsify_step(layers: Layers, settings: Training) -> Run:
-    """eai-sparsify's trainer of transcoders, TopK with a quarter of the features, Adam; deltas of one layer differ in seed."""
-    quiet = io.StringIO()
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), tempfile.TemporaryDirectory() as folder:
-        from sparsify import SparseCoderConfig, TrainConfig, Trainer
-
-        clock = Clock()
-        coder = SparseCoderConfig(num_latents=layers.d_new, k=max(1, layers.d_new // 4), transcode=True)
-        config = TrainConfig(
-            coder, batch_size=1, optimizer="adam", lr=settings.lr, init_seeds=list(range(layers.target.shape[1])),
-            hookpoints=[f"sites.{i}" for i in range(len(layers.x))], log_to_wandb=False, save_dir=folder,
-        )  # fmt: skip
-        asked = picks(layers, settings)
-        trainer = Trainer(config, [{"input_ids": next(asked)} for _ in range(settings.steps)], Replay(layers, clock))
-        clock.ticks.clear()  # it has looked at the widths
-        trainer.fit()
-    return clock.step(layers.n)
-
-
 # --- what is compared ---
-
-
-def trainers() -> dict[str, Callable[[Layers, Training], Run]]:
-    """Whatever trains on given activations, by the name of the other side."""
-    found = {PRODUCTS: products_alone, f"sae-lens {importlib.metadata.version('sae-lens')}, autoencoders": sae_lens_step}
-    if importlib.util.find_spec("sparsify"):
-        found[SPARSIFY.replace("==", " ")] = sparsify_step
-    return found
-
-
-def random_layers(layers: int, at_once: int, d_model: int, d_sae: int, d_new: int, tokens: int, name: str = "") -> Layers:
-    """Random weights and activations, some 1% of the base's features active; one base and one target for all deltas."""
-    draw = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(layers, 1, tokens, d_model, generator=draw) for _ in range(2))
-    base = Transcoder.initialised((), d_model, d_sae, 1, threshold=2.3).requires_grad_(False)
-    target = deltas.left_by([[base]] * layers, x[:, 0], y[:, 0])
-    return Layers(name, x, y, target.expand(-1, at_once, -1, -1), base, d_new)
 
 
 class Workplace:
@@ -316,7 +139,7 @@ class Workplace:
         return by_subset(self.prompts("test"), n)
 
     def captured(self, model: models.LanguageModel, split: str, n: int | None = None, layers: list[int] | None = None):
-        batches = encoding.batches(model.tokenizer, self.prompts(split, n), self.profile.evaluation.tokens_batch)
+        batches = encoding.streamed(model.tokenizer, self.prompts(split, n), self.profile.evaluation.tokens_batch)
         return activations.collect(model, layers or self.layers, batches, f"{split} activations")
 
     @functools.cached_property
@@ -396,14 +219,10 @@ class Workplace:
         grid = list(product(self.profile.deltas.d_new, self.profile.transcoders.percentiles))
         return as_published.exp1(self.load, self.pair, grid, self.layers, self.exp1_prompts)
 
-    @property
-    def exp2_layers(self) -> list[int]:
-        return self.layers[:: max(1, len(self.layers) // self.amount.exp2_layers)]
-
     def exp2_ours(self, keep: Path | None = None) -> pd.DataFrame:
         model = models.load(self.profile, self.profile.paths.finetuned)
         asked, doses = self.test(self.amount.exp2), experiments.AT_ENDS
-        return experiments.exp2_by_layer(self.profile, model, asked, self.exp2_layers, doses, keep)
+        return experiments.exp2_by_layer(self.profile, model, asked, self.layers, doses, keep)
 
     def exp2_published(self) -> tuple[pd.DataFrame, dict]:
         tokenizer = self.load()[1]
@@ -414,7 +233,7 @@ class Workplace:
         d_new, percentile = experiments.widest(self.profile)
         pair = functools.partial(self.pair, d_new=d_new, percentile=percentile)
         asked = self.test(self.amount.exp2)
-        return as_published.exp2(self.load, pair, self.exp2_layers, asked, experiments.AT_ENDS, longest, self.profile.tool)
+        return as_published.exp2(self.load, pair, self.layers, asked, experiments.AT_ENDS, longest, self.profile.tool)
 
 
 def jobs(work: Workplace) -> Iterator[Job]:
@@ -433,7 +252,7 @@ def jobs(work: Workplace) -> Iterator[Job]:
     yield whole("training", size, work.grid_ours, work.grid_published, lambda: work.grid_data)
     size = f"{grid}, {2 * amount.exp1} prompts"
     yield whole("exp1", size, work.exp1_ours, work.exp1_published, lambda: work.model)
-    size = f"{len(work.exp2_layers)} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
+    size = f"{n} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
     yield whole("exp2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
 
     settings = profile.deltas.training.model_copy(
@@ -442,24 +261,24 @@ def jobs(work: Workplace) -> Iterator[Job]:
     places = {name: lambda: work.real}
     for d_model, d_sae in amount.shapes:
         title, sizes = f"{d_model} x {d_sae}", (d_model, d_sae, amount.d_new, 4 * amount.batch)
-        places[title] = functools.partial(random_layers, 1, amount.at_once, *sizes, title)
+        places[title] = functools.partial(trainers.random_layers, 1, amount.at_once, *sizes, title)
     for title, place in places.items():
         place = functools.cache(place)
 
         def side(step: Callable, layers: Callable) -> Callable[[], Run]:
-            return lambda: step(layers(), settings)
+            return lambda: Run(step(layers(), settings))
 
         def one(place=place) -> Layers:
             return place().one()
 
         d_new = max(widths) if title == name else amount.d_new
-        for other, step in ({PUBLISHED: published_step} | trainers()).items():
+        for other, step in ({PUBLISHED: trainers.published_step} | trainers.others()).items():
             size = f"{title} x {d_new}, batch {amount.batch}"
-            yield Job("step", size, other, side(our_step, one), side(step, one), place)
+            yield Job("step", size, other, side(trainers.our_step, one), side(step, one), place)
         at_once = n * len(percentiles) if title == name else amount.at_once
-        for other, step in trainers().items():
+        for other, step in trainers.others().items():
             size = f"{title} x {d_new}, batch {amount.batch}, {at_once} at once"
-            yield Job("many", size, other, side(our_step, place), side(step, place), place)
+            yield Job("many", size, other, side(trainers.our_step, place), side(step, place), place)
 
 
 def run(job: Job, runs: int) -> dict:
@@ -478,12 +297,12 @@ def growths(work: Workplace) -> Iterator[tuple[str, str, int, Callable[[int], fl
     settings = learn.model_copy(update={"batch": amount.batch, "steps": amount.steps, "check_every": amount.steps})
 
     def step(layers: int = 1, at_once: int = 1, d_new: int = 32) -> float:
-        held = random_layers(layers, at_once, d_model, 8 * d_model, d_new, 2 * amount.batch)
-        return our_step(held, settings).seconds * held.n
+        held = trainers.random_layers(layers, at_once, d_model, 8 * d_model, d_new, 2 * amount.batch)
+        return trainers.our_step(held, settings) * held.n
 
     def epochs(tokens: int) -> float:
         """The base once, then three epochs."""
-        held = random_layers(1, 1, d_model, 8 * d_model, 32, tokens)
+        held = trainers.random_layers(1, 1, d_model, 8 * d_model, 32, tokens)
         steps = 3 * tokens // amount.batch
         often = learn.model_copy(update={"batch": amount.batch, "steps": steps, "check_every": steps})
 
@@ -588,7 +407,7 @@ def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again
     known = sorted({key[0] for key in rows} | {"growth"})
     if only and (unknown := set(only) - set(known)):
         raise ValueError(f"--only {', '.join(sorted(unknown))}: no such task; there are {', '.join(known)}")
-    if not importlib.util.find_spec("sparsify"):
+    if trainers.sparsify_step not in trainers.others().values():
         print(f"{SPARSIFY} is not installed, so its rows are left out: pip install {SPARSIFY}", flush=True)
     folder, asked = profile.paths.results, {key: value for key, value in rows.items() if not only or key[0] in only}
     try:

@@ -69,3 +69,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], form: 
 def batches(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int, form: str = "training") -> list[Encoded]:
     """Batches in the order of the prompts."""
     return [encode(tokenizer, prompts[i : i + size], form) for i in range(0, len(prompts), size)]
+
+
+def streamed(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int, form: str = "training") -> list[Encoded]:
+    """Batches of prompts of like length, so that little is padding, where their order is of no account."""
+    return batches(tokenizer, sorted(prompts, key=lambda p: len(p.input) + len(p.target)), size, form)

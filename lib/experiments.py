@@ -38,7 +38,7 @@ def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], laye
     untouched model, by `PARTS`.
     """
     form = profile.protocol.ce_format
-    batches = encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch, form)
+    batches = encoding.streamed(model.tokenizer, prompts, profile.evaluation.tokens_batch, form)
     seen = activations.collect(model, layers, batches, device="cpu")
     rows = []
     for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):

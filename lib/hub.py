@@ -78,6 +78,8 @@ def _below(folder: Path) -> list[str]:
 def file(source: Path | str, name: str, revision: str | None = None, repo_type: str | None = None) -> Path:
     """Where one file of a folder or a repository lies on this machine."""
     if isinstance(source, Path):
+        if not (source / name).is_file():
+            raise ValueError(f"{source / name}: no such file; the folder is not whole, or not what it was taken for")
         return source / name
     with explained(source, revision, name):
         return Path(hf_hub_download(source, name, revision=revision, repo_type=repo_type))

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -39,9 +39,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lib import deltas, encoding, models, profiles, prompts
 from lib.encoding import Encoded
 from lib.finetune import collate
+from lib.imports import on_offer
 from lib.paths import ROOT
 from lib.profiles import Profile, local_or_hub
-from lib.transcoders import levels
+from lib.transcoders import LAYOUTS
 
 STAND_IN = ROOT / "data/nano/model"
 """Its tokenizer counts where a model's own is not here; with far fewer words it gives more tokens, never fewer."""
@@ -79,21 +80,27 @@ class Machine:
     """What a process of the book takes before it has any data."""
     flops: float
     """Per second, of matrix products in the model's dtype."""
+    flops_float32: float
+    """In that of transcoders."""
     bandwidth: float
     """Bytes per second, read and written."""
 
 
 def machine(dtype: torch.dtype) -> Machine:
-    """This one, measured for about two seconds."""
+    """This one, measured for about three seconds."""
     process = psutil.Process().memory_info().rss
     gpu = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     device = "cuda" if gpu else "cpu"
-    a, b = (torch.randn(1024, 2048, device=device).to(dtype) for _ in range(2))
+
+    def matmul(dtype: torch.dtype) -> float:
+        a, b = (torch.randn(1024, 2048, device=device).to(dtype) for _ in range(2))
+        return 2 * 1024**2 * 2048 / seconds_of(lambda: a @ b.T)
+
     source = torch.randn(32_000_000, device=device)
     to = torch.empty_like(source)
     return Machine(
         psutil.virtual_memory().available, gpu, shutil.disk_usage(ROOT).free, process,
-        2 * 1024**2 * 2048 / seconds_of(lambda: a @ b.T), 2 * source.nbytes / seconds_of(lambda: to.copy_(source)),
+        matmul(dtype), matmul(torch.float32), 2 * source.nbytes / seconds_of(lambda: to.copy_(source)),
     )  # fmt: skip
 
 
@@ -151,8 +158,10 @@ def bases_to_download(work: "Work") -> int:
     if isinstance(source, Path):
         return 0
     cache = Path(HF_HUB_CACHE, f"models--{source.replace('/', '--')}", "snapshots")
-    files = {path.parts[-4:] for path in cache.glob(f"*/layer_*/width_{settings.width}/*/params.npz")}
-    return max(0, len(work.layers) * len(settings.percentiles) - len(files))
+    here = {"/".join(path.relative_to(cache).parts[1:]) for path in cache.rglob("*") if path.is_file()}
+    patterns = [re.compile(LAYOUTS[settings.layout].files.format(layer=layer, width=settings.width)) for layer in work.layers]
+    found = [name for name in here if any(pattern.fullmatch(name) for pattern in patterns)]
+    return max(0, len(work.layers) * len(settings.percentiles) - len(found))
 
 
 def d_sae_of(profile: Profile) -> int:
@@ -160,8 +169,7 @@ def d_sae_of(profile: Profile) -> int:
     settings, source = profile.transcoders, local_or_hub(profile.transcoders.source)
     if isinstance(source, Path):
         layer = settings.layers[0] if settings.layers else 0
-        with np.load(source / next(iter(levels(source, layer, settings.width).values())), allow_pickle=False) as file:
-            return len(file["b_enc"])
+        return next(iter(on_offer(settings, layer).values()))().d_sae
     if not (name := re.fullmatch(r"(\d+)([km]?)", settings.width)):
         raise ValueError(f"profile {profile.name}: transcoders.width {settings.width!r} is not like 16k; say it so")
     return int(name[1]) * {"": 1, "k": 2**10, "m": 2**20}[name[2]]
@@ -200,12 +208,14 @@ class Work:
 
     @cached_property
     def splits(self) -> dict[str, list[prompts.Prompt]]:
-        return prompts.splits(self.profile.prompts)
+        asked = self.profile.prompts
+        on_hub = asked.copies and "://" in asked.copies  # nothing is downloaded; the project's own sentences stand in
+        return prompts.splits(asked.model_copy(update={"copies": None}) if on_hub else asked)
 
     @cached_property
     def encoded(self) -> dict[str, list[Encoded]]:
         size = self.profile.evaluation.tokens_batch
-        return {split: encoding.batches(self.tokenizer, asked, size) for split, asked in self.splits.items()}
+        return {split: encoding.streamed(self.tokenizer, asked, size) for split, asked in self.splits.items()}
 
     def tokens(self, *splits: str, padded: bool = False) -> int:
         """Tokens whose activations are used; or, `padded`, all that go through the model."""
@@ -287,16 +297,22 @@ class Pace:
     """Of a step of the widest deltas of the layers trained together."""
 
 
+def reckoned(work: Work, here: Machine) -> Pace:
+    """Worked out from operations and bytes; nothing is run."""
+    p = work.profile
+    forward = work.flops_a_token / here.flops
+    learn = work.learning[2] / here.flops / (p.finetune.micro_batch * work.longest)
+    decode = max(work.parameters * work.n_bytes / here.bandwidth, p.evaluation.batch * forward)
+    numbers = work.at_once * len(p.transcoders.percentiles) * p.deltas.training.batch * work.d_model
+    step = 12 * numbers * max(p.deltas.d_new) / here.flops_float32 + 40 * numbers / here.bandwidth
+    return Pace(forward, learn, decode, step)
+
+
 def pace(work: Work, here: Machine) -> Pace:
-    """Measured on the model where it is on this machine, else worked out from its operations."""
+    """Measured: deltas always, the model where it is on this machine. To be called where the memory suffices."""
     profile = work.profile
     if not is_here(profile.model.source):
-        _, _, learning = work.learning
-        batch = profile.evaluation.batch
-        forward = work.flops_a_token / here.flops
-        learn = learning / here.flops / (profile.finetune.micro_batch * work.longest)
-        decode = max(work.parameters * work.n_bytes / here.bandwidth, batch * forward)
-        return Pace(forward, learn, decode, delta_step(work))
+        return replace(reckoned(work, here), delta_step=delta_step(work))
     hf, tokenizer = models.load_plain(profile)
     asked = work.splits["train"][:: max(1, len(work.splits["train"]) // profile.finetune.micro_batch)]
     batch = {name: tensor.to(hf.device) for name, tensor in collate(tokenizer, asked[: profile.finetune.micro_batch]).items()}
@@ -308,9 +324,10 @@ def pace(work: Work, here: Machine) -> Pace:
             model(**batch).loss.backward()
 
     learn = seconds_of(learn_once) / batch["input_ids"].numel()
+    del hf, model  # two of them may be too many
     bridged = models.load(profile)
     one = work.encoded["test"][0].to(bridged.hf.device)
-    ids = one.ids[:, : work.longest - work.answer].repeat(-(-profile.evaluation.batch // len(one.ids)), 1)
+    ids = one.ids[:, : max(8, work.longest - work.answer)].repeat(-(-profile.evaluation.batch // len(one.ids)), 1)
 
     @torch.no_grad()
     def forward_once() -> None:
@@ -351,21 +368,22 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     trained, kept, learning_flops = work.learning
     micro_tokens = p.finetune.micro_batch * work.longest
 
-    def evaluated(conditions: float, replaced: float, tokens: int, answers: float) -> tuple[float, float]:
-        """Operations and seconds of `conditions` (in whole forward passes) that replace `replaced` layers in all.
-
-        `answers` are generated.
-        """
-        flops = tokens * (conditions * work.flops_a_token + replaced * base_flops)
-        seconds = tokens * (conditions * at.forward + replaced * base_flops / here.flops)
-        seconds += tokens * conditions * 48 * vocab / here.bandwidth  # log-probabilities, KL and their sums: 12 passes
-        return flops, seconds + answers / p.evaluation.batch * work.answer * at.decode
+    def evaluated(tokens: int, raw: int = 0, single: int = 0, every: int = 0, answers: float = 0) -> tuple[float, float]:
+        """Operations and seconds of conditions that replace no layer, a single one, or every one; `answers` are generated."""
+        # a replacement runs the layers from it on: about half of them in the mean
+        passes = raw + every + single * (n_layers + 1) / (2 * n_layers)
+        of_bases = (single + every * n_layers) * base_flops
+        seconds = tokens * (passes * at.forward + of_bases / here.flops_float32)
+        # log-probabilities, KL and their sums: 12 times over float32 logits
+        seconds += tokens * (raw + single + every) * 48 * vocab / here.bandwidth
+        seconds += answers / p.evaluation.batch * work.answer * at.decode
+        return tokens * (passes * work.flops_a_token + of_bases), seconds
 
     test = work.tokens("test", padded=True)
     asked = len(work.splits["test"])
     # chapter 2: epochs of training, the model measured before and after
     passes = p.finetune.epochs * work.tokens("train", padded=True)
-    flops, seconds = evaluated(2, 0, test, (1 + GENERATED) * asked)
+    flops, seconds = evaluated(test, raw=2, answers=(1 + GENERATED) * asked)
     logits_back = 8 * micro_tokens * vocab
     found = [Need(
         "2 finetune",
@@ -387,7 +405,7 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     part = {"a batch": 4 * batch * (d * work.at_once * (5 + 2 * n_percentiles) + 3 * work.d_sae)}
     found.append(Need(
         "3 capture", weights | bases | data | logits | part, process | loading,
-        groups * padded * work.flops_a_token + of_bases, groups * padded * at.forward + of_bases / here.flops,
+        groups * padded * work.flops_a_token + of_bases, groups * padded * at.forward + of_bases / here.flops_float32,
         "lower memory.layers, memory.data_gb or evaluation.tokens_batch",
         {"inputs and targets": held} if to_files else {},
     ))  # fmt: skip
@@ -413,8 +431,7 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     seen = 8 * int(in_test * work.tokens("test")) * d
     scoring = {"logits": (20 + 3 * b) * batch * vocab}
     conditions = n_percentiles * (1 + len(widths))
-    suffix = (n_layers + 1) / 2  # a replacement runs the layers from it on: half of them in the mean
-    flops, seconds = evaluated(n_layers + conditions * suffix, conditions * n_layers, int(in_test * test), 0)
+    flops, seconds = evaluated(int(in_test * test), raw=n_layers, single=conditions * n_layers)
     pairs = n_percentiles * len(widths) * base
     found.append(Need(
         "4 exp1", weights | scoring | {"bases": pairs, "a layer's activations": 3 * seen, "features": 8 * batch * work.d_sae},
@@ -426,10 +443,10 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         "features": 8 * p.evaluation.batch * work.longest * work.d_sae,
     }  # fmt: skip
     doses = len(p.evaluation.alphas)
-    for name, conditions, replaced in (
-        ("5 exp2a", 1 + 2 * n_layers, 2 * n_layers), ("6 exp2b", 2 + doses * (n_layers + 1), 2 * doses * n_layers),
+    for name, kinds in (
+        ("5 exp2a", dict(raw=1, single=2 * n_layers)), ("6 exp2b", dict(raw=2, single=doses * n_layers, every=doses)),
     ):  # fmt: skip
-        flops, seconds = evaluated(conditions, replaced, test, conditions * GENERATED * asked)
+        flops, seconds = evaluated(test, **kinds, answers=GENERATED * asked * sum(kinds.values()))
         found.append(Need(
             name, behaviour, process | loading, flops, seconds, "lower evaluation.tokens_batch or evaluation.batch"
         ))  # fmt: skip
@@ -537,11 +554,14 @@ def main() -> None:
         profile = profiles.load(parser.parse_args().profile)
         here = machine(getattr(torch, profile.model.dtype))
         work = Work.of(profile)
-        found, to_download = needs(work, here, pace(work, here)), downloads(work)
+        found, to_download = needs(work, here, reckoned(work, here)), downloads(work)
+        refused = refusals(profile, found, here, to_download)
+        if not refused:
+            found = needs(work, here, pace(work, here))
     except ValueError as error:
         sys.exit(str(error))
     print(page(work, here, found, to_download))
-    if refused := refusals(profile, found, here, to_download):
+    if refused:
         sys.exit("\n".join(refused))
 
 

@@ -188,18 +188,15 @@ def copy_prompt(rng: random.Random, split: str) -> Prompt:
             return Prompt(text, text, "negative")
 
 
-_SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"')\]]*(?=\s|$)")
-
-
 def sentences(source: str) -> Iterator[str]:
     """Sentences with a number in them, 30 to 150 characters long, from the texts of `hub.rows`, in their order.
 
-    Such were the published sentences to copy. A text that is cut at an abbreviation gives a shorter one.
+    Such were the published sentences to copy.
     """
     for row in hub.rows(source):
         for line in row["text"].splitlines():
-            for text in map(str.strip, _SENTENCE.findall(line)):
-                if 30 <= len(text) <= 150 and text[0].isupper() and re.search(r"[0-9]", text):
+            for text in re.split(r"(?<=[.!?])\s+", line.strip()):
+                if 30 <= len(text) <= 150 and text[0].isupper() and text[-1] in ".!?" and re.search(r"[0-9]", text):
                     yield text
 
 

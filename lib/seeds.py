@@ -62,4 +62,4 @@ def anew(profile: Profile, seed: int, prompts: dict[str, list[Prompt]]) -> tuple
 
 
 def _batches(profile, model, prompts) -> list[encoding.Encoded]:
-    return encoding.batches(model.tokenizer, prompts, profile.evaluation.tokens_batch)
+    return encoding.streamed(model.tokenizer, prompts, profile.evaluation.tokens_batch)

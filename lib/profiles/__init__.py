@@ -42,7 +42,7 @@ class Model(_Table):
     """A folder, relative to the project, or a repository on the hub."""
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    config: dict[str, str | int] | None = None
+    config: dict[str, str | int | float | bool] | None = None
     """What counts of its `config.json`, for `make plan` before the model is downloaded."""
 
 

@@ -3,6 +3,7 @@
 Chapters take parameters as papermill gives them; they are kept small.
 """
 
+import gc
 import sys
 import time
 import warnings
@@ -12,13 +13,14 @@ import nbformat
 from lib import plots
 from lib.paths import NOTEBOOKS
 
-SMALL = {"n_prompts": 4, "n_seeds": 2}
+SMALL = {"n_prompts": 4, "n_seeds": 2, "steps_through": 4}
 
 
 def run(profile: str) -> None:
     plots.has_chrome = lambda: False
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         began, names = time.time(), {"__name__": "__main__"}
+        gc.freeze()  # statsmodels collects garbage at each correction: it need not walk through every library
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type == "code":
                 exec(compile(cell.source, f"{path.stem}, cell {number}", "exec"), names)

@@ -118,8 +118,11 @@ def tokenizer(model_type: str) -> PreTrainedTokenizerBase:
     return TOKENIZERS[model_type]()
 
 
-def model(model_type: str, n_layers: int = 2, seed: int = 0) -> PreTrainedModel:
-    """Random weights, and random gains of the norms, so that a forgotten gain or a wrong hook point shows."""
+def model(model_type: str, n_layers: int = 2, seed: int = 0, ends: float = 1.0) -> PreTrainedModel:
+    """Random weights, and random gains of the norms, so that a forgotten gain or a wrong hook point shows.
+
+    With `ends` of 3 its answers end after a few tokens: that many times longer is what writes <eos>.
+    """
     t = tokenizer(model_type)
     ids = dict(bos_token_id=t.bos_token_id, eos_token_id=t.eos_token_id, pad_token_id=t.pad_token_id)
     torch.manual_seed(seed)
@@ -132,13 +135,14 @@ def model(model_type: str, n_layers: int = 2, seed: int = 0) -> PreTrainedModel:
             torch.nn.init.normal_(parameter, std=0.15)
         else:
             torch.nn.init.normal_(parameter, std=0.1)
+    hf.get_output_embeddings().weight.data[t.eos_token_id] *= ends
     hf.generation_config = GenerationConfig(**ids, **GENERATION[model_type])
     return hf
 
 
-def save(model_type: str, folder: Path, n_layers: int = 2, seed: int = 0) -> Path:
+def save(model_type: str, folder: Path, **changes) -> Path:
     """Model and tokenizer in a folder, the weights in several files as large models have them."""
-    model(model_type, n_layers, seed).save_pretrained(folder, max_shard_size="100KB")
+    model(model_type, **changes).save_pretrained(folder, max_shard_size="100KB")
     tokenizer(model_type).save_pretrained(folder)
     return folder
 

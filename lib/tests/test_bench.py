@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import activations, as_published, bench, deltas, experiments, paths, prompts
+from lib import activations, as_published, bench, deltas, experiments, paths, prompts, trainers
 from lib.training import train
 from lib.transcoders import Transcoder, save_npz
 
 AMOUNT = bench.Amount(
-    runs=2, capture=6, exp1=3, exp2=3, exp2_layers=2, cut=1, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
+    runs=2, capture=6, exp1=3, exp2=3, cut=1, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
 )
 
 
@@ -40,7 +40,7 @@ def work(tmp_path_factory, folder, smoke, tiny):
 
 
 def test_one_line_at_a_time_captures_what_one_stream_does(work):
-    asked = work.prompts("train", 9)
+    asked = sorted(work.prompts("train", 9), key=lambda p: len(p.input) + len(p.target))  # as ours streams them
     x, y = as_published.capture(work.load, work.layers, asked)
     held = work.captured(work.model, "train", 9)
     assert x.shape == held.x.shape and len(x[0]) > 100
@@ -113,7 +113,7 @@ def test_hooks_are_gone_afterwards(work):
 def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(bench.plots, "save_figure", lambda fig, path, numbers, alt: drawn.append((path.name, len(numbers))))
-    amount = replace(AMOUNT, exp1=2, exp2=2, exp2_layers=1)
+    amount = replace(AMOUNT, exp1=2, exp2=2)
     table = bench.bench(work.profile, amount)
     assert list(table.columns[:9]) == bench.COLUMNS and not table.duplicated(bench.COLUMNS[:3]).any()
     assert {"capture", "training", "exp1", "exp2", "step", "many"} == set(table.task)
@@ -144,22 +144,22 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
 
 
 def test_without_sparsify_it_says_so_and_goes_on(work, monkeypatch, capsys):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trainers.importlib.util, "find_spec", lambda name: None)
     assert not any("sparsify" in job.other for job in bench.jobs(work))
     monkeypatch.setattr(bench, "kept", lambda *_: pd.DataFrame())
     monkeypatch.setattr(bench, "figure", lambda *_: None)
     bench.bench(work.profile, AMOUNT)
-    assert f"pip install {bench.SPARSIFY}" in capsys.readouterr().out
+    assert f"pip install {trainers.SPARSIFY}" in capsys.readouterr().out
 
 
 def test_every_trainer_takes_all_its_steps(work):
     settings = work.profile.deltas.training.model_copy(update={"batch": 32, "steps": 5, "check_every": 5})
-    layers = bench.random_layers(2, 3, 12, 48, 4, 200)
+    layers = trainers.random_layers(2, 3, 12, 48, 4, 200)
     assert layers.n == 6 and layers.one().n == 1
-    sides = {bench.our_step, *bench.trainers().values()}
+    sides = {trainers.our_step, trainers.published_step, *trainers.others().values()}
     for side in sides:
-        assert 0 < side(layers, settings).seconds < 60
-    clock = bench.Clock()
+        assert 0 < side(layers, settings) < 60
+    clock = trainers.Clock()
     assert list(zip(range(5), clock.over(iter("abcdefg")), strict=False))[-1] == (4, "e") and len(clock.ticks) >= 5
 
 

@@ -10,8 +10,9 @@ import sys
 import threading
 
 import pytest
+import torch
 
-from lib import hub, models, profiles
+from lib import deltas, hub, models, profiles
 from lib.paths import ROOT
 from lib.tests import real
 from lib.transcoders import choose, levels
@@ -178,7 +179,6 @@ def test_real_profiles_are_pinned_and_whole(name):
 
 def test_sae_lens_reads_the_same_from_the_qwen_repository(cache):
     """sae-lens's own loader and class, on a repository of that layout in the hub's cache."""
-    import torch
     from sae_lens import Transcoder, TranscoderConfig
     from sae_lens.loading.pretrained_sae_loaders import mwhanna_transcoder_huggingface_loader
 
@@ -209,3 +209,39 @@ def test_a_profile_with_a_wrong_layer_or_model_is_told_before_work(cache):
     other = some.model_copy(update={"transcoders": some.transcoders.model_copy(update={"layout": "gemma-scope"})})
     with pytest.raises(ValueError, match="no file of layer 1 like layer_1/width_"):
         models.check(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "release"),
+    [
+        ("gemma-2-2b", "gemma2", real.gemma_scope),
+        ("gemma-3-270m", "gemma3_text", real.gemma_scope_2),
+        ("qwen3-0.6b", "qwen3", real.circuit_tracer),
+    ],
+)
+def test_a_folder_serves_as_the_cache_does(name, kind, release, cache, tmp_path):
+    """The same profile, its repositories in the hub's cache or copied anywhere: the same model and the same bases."""
+    p = profiles.load(name)
+    real.repository(cache, p.model.source, functools.partial(real.save, kind), p.model.revision)
+    real.repository(cache, p.transcoders.source, release, p.transcoders.revision)
+    real.save(kind, tmp_path / "model")
+    (tmp_path / "scope").mkdir()
+    release(tmp_path / "scope")
+    at = {"revision": None, "source": str(tmp_path / "scope"), "layers": None}
+    here = p.model_copy(
+        update={
+            "model": p.model.model_copy(update={"revision": None, "source": str(tmp_path / "model")}),
+            "transcoders": p.transcoders.model_copy(update=at),
+        }
+    )
+    p = p.model_copy(update={"transcoders": p.transcoders.model_copy(update={"layers": None})})
+    ids, found = torch.tensor([[5, 6, 7]]), []
+    for profile in (p, here):
+        models.check(profile)
+        model = models.load(profile)
+        bases = [deltas.load_base(profile, model, 1, q) for q in profile.transcoders.percentiles]
+        x = torch.randn(9, model.d_model, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            found.append((model.hf(ids).logits, torch.stack([base(x) for base, _ in bases]), str([l0 for _, l0 in bases])))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]
+    assert all((base.W_skip is not None) == (kind == "gemma3_text") for base, _ in bases)

@@ -1,3 +1,4 @@
+import gzip
 import json
 import re
 
@@ -137,3 +138,41 @@ def test_a_file_without_a_subset_is_refused(tmp_path):
     prompts.write_jsonl([p for s in prompts.SPLITS for p in prompts.generate("negative", 5, s, 0)], file)
     with pytest.raises(ValueError, match="no tool prompts for the train split"):
         prompts.splits(Prompts(train=2, validation=2, test=2, train_file=str(file)))
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """JSONL of web texts, compressed, as C4 has them."""
+    path = tmp_path / "texts.json.gz"
+    line = "Room {0} is open from 9 to 5 on weekdays. It costs {0}.50 a night to sleep in! Too short 1.\nNo number in here."
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for i in range(300):
+            file.write(json.dumps({"text": line.format(i), "url": "https://example.org"}) + "\n")
+    return path
+
+
+def test_sentences_to_copy_are_the_published_kind(texts):
+    found = list(prompts.sentences(str(texts)))
+    assert len(found) == 600
+    assert found[14:16] == ["Room 7 is open from 9 to 5 on weekdays.", "It costs 7.50 a night to sleep in!"]
+    assert all(30 <= len(text) <= 150 and re.search(r"\d", text) for text in found)
+
+
+def test_copies_of_a_source_fall_into_the_splits_by_content(texts):
+    settings = Prompts(train=40, validation=5, test=6, copies=str(texts))
+    found = prompts.splits(settings)
+    assert found == prompts.splits(settings)
+    for split, n in (("train", 40), ("validation", 5), ("test", 6)):
+        copies = [p for p in found[split] if p.subset == "copy"]
+        assert len({p.input for p in copies}) == n and all(prompts.split_of(prompts.key(p)) == split for p in copies)
+        assert all(p.input == p.target for p in copies)
+        assert sum(p.subset == "tool" for p in found[split]) == n
+
+
+def test_a_source_of_copies_that_is_not_there_or_has_none_is_one_line(texts, tmp_path):
+    with pytest.raises(ValueError, match=r"none\.json: no such file, and not hf://datasets/owner/name@revision/path; give one"):
+        prompts.splits(Prompts(train=1, validation=1, test=1, copies="none.json"))
+    empty = tmp_path / "short.json"
+    empty.write_text('{"text": "Too short 1."}\n')
+    with pytest.raises(ValueError, match=r"short\.json: no copy prompts for the train split; add some"):
+        prompts.splits(Prompts(train=1, validation=1, test=1, copies=str(empty)))

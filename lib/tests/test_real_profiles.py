@@ -1,16 +1,22 @@
 """The whole book on every real profile: repositories of small random weights in a hub cache, no network, sizes overridden."""
 
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from lib import profiles
+from lib import models, profiles
+from lib.encoding import bos_id
 from lib.paths import NOTEBOOKS, ROOT
+from lib.prompts import SPLITS, read_jsonl, split_of
 from lib.tests import real
 
 REAL = {  # profile: what it is a model of, how its transcoders are released, and the average L0 they say for layer 0
@@ -42,35 +48,76 @@ def smaller(table: dict, small: dict) -> dict:
     return sized
 
 
-@pytest.fixture(scope="module", params=list(REAL))
-def book(request, tmp_path_factory):
-    """A cache with the profile's repositories, the profile with small sizes, and every chapter run on it."""
-    model_type, release, _ = REAL[request.param]
-    table = tomllib.loads((profiles.FOLDER / f"{request.param}.toml").read_text())
+def start(name: str, folder: Path) -> tuple[profiles.Profile, subprocess.Popen]:
+    """A cache with the profile's repositories, the profile with small sizes, and a process that runs every chapter on it."""
+    model_type, release, _ = REAL[name]
+    table = tomllib.loads((profiles.FOLDER / f"{name}.toml").read_text())
     small = tomllib.loads((profiles.FOLDER / "smoke.toml").read_text())
-    folder = tmp_path_factory.mktemp(request.param)
     cache = folder / "hub"
-    for key, write in (("model", lambda path: real.save(model_type, path)), ("transcoders", release)):
+    for key, write in (("model", functools.partial(real.save, model_type, ends=3.0)), ("transcoders", release)):
         real.repository(cache, table[key]["source"], write, table[key]["revision"])
     real.repository(cache, "allenai/c4", real.c4, C4, "datasets")
-    table["transcoders"].pop("layers", None)
+    table["transcoders"].pop("layers", None)  # all of a small model
     sized = {key: smaller(value, small[key]) if key in SIZES else value for key, value in table.items()}
-    file = folder / f"test-{request.param}.toml"
+    file = folder / f"test-{name}.toml"
     file.write_text(toml(sized))
-    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    paths = profiles.load(str(file)).paths
-    result = subprocess.run(
-        [sys.executable, "-m", "lib.tests.book", str(file)], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
-    yield request.param, paths, result
-    for made in (paths.data, paths.figures, paths.build):
-        shutil.rmtree(made, ignore_errors=True)
+    environment = os.environ | {
+        "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "lib.tests.book", str(file)]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=environment)
+    return profiles.load(str(file)), process
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """The books of all profiles, side by side."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in REAL}
+    running = {name: start(name, folder) for name, folder in folders.items()}
+    yield {name: (profile, process, folders[name] / "said.txt") for name, (profile, process) in running.items()}
+    for profile, process in running.values():
+        process.kill()
+        for made in (profile.paths.data, profile.paths.figures, profile.paths.build):
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", params=list(REAL))
+def book(request, started):
+    """A profile's name, its paths, and what its process returned and said."""
+    profile, process, said = started[request.param]
+    return request.param, profile.paths, process.wait(), said.read_text()
 
 
 def test_every_chapter_runs(book):
-    _, paths, result = book
-    print(result.stdout)
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    _, paths, code, said = book
+    assert code == 0, said[-3000:]
     for chapter in sorted(NOTEBOOKS.glob("*.ipynb")):
-        assert f"{chapter.stem} done in" in result.stdout
+        assert f"{chapter.stem} done in" in said
     assert len(list(paths.figures.glob("*.html"))) >= 15
+
+
+def test_the_level_of_each_percentile_is_chosen_from_the_release_and_reported_by_layer(book):
+    name, paths, *_ = book
+    chosen = pd.read_csv(paths.results / "deltas.csv").drop_duplicates(["layer", "percentile"])
+    assert list(chosen.groupby("layer").size()) == [len(REAL[name][2])] * 2
+    assert [str(l0) for l0 in chosen[chosen.layer == 0].base_l0] == [str(l0) for l0 in REAL[name][2]]
+
+
+def test_copies_are_sentences_of_c4_each_in_one_split(book):
+    _, paths, *_ = book
+    found = {split: read_jsonl(paths.prompts / f"{split}.jsonl") for split in SPLITS}
+    for split, prompts in found.items():
+        copies = [p.input for p in prompts if p.subset == "copy"]
+        assert len(set(copies)) == len(copies) == LESS[split]
+        assert all(re.fullmatch(r"The \w+ has \d+ \w+ in it\.", text) and split_of(text) == split for text in copies)
+
+
+def test_what_was_finetuned_is_a_model_of_its_class_with_its_tokenizer(book):
+    name, paths, *_ = book
+    model_type, *_ = REAL[name]
+    hf, tokenizer = models.load_hf(paths.finetuned, "float32")
+    before = real.tokenizer(model_type)
+    assert hf.config.model_type == model_type and type(tokenizer) is type(before)
+    assert bos_id(tokenizer) == bos_id(before) and tokenizer("a 12\n").input_ids == before("a 12\n").input_ids

@@ -225,3 +225,10 @@ def test_generation_under_a_replacement_is_the_same_cached_or_not_batched_or_alo
         uncached = generate(model.hf, model.tokenizer, texts, 8, use_cache=False)
         alone = [generate(model.hf, model.tokenizer, [text], 8)[0] for text in texts]
     assert together == uncached == alone and len(set(together)) > 1
+
+
+def test_booting_leaves_our_tokenizer_as_it_was(model):
+    """Hooks come with a BOS and a padding side of their own; the tokenizer that we encode with keeps its own."""
+    before = real.tokenizer(model.hf.config.model_type)
+    assert (model.tokenizer.bos_token, model.tokenizer.eos_token) == (before.bos_token, before.eos_token)
+    assert model.tokenizer("What is 12 plus 30?\n").input_ids == before("What is 12 plus 30?\n").input_ids
