@@ -1,5 +1,6 @@
 """Training on what bases leave: the same whatever holds it and however often it is interrupted."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -179,7 +180,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def peak(*arguments):
     """Peak memory of training, in kilobytes, in a process of its own."""
-    found = subprocess.run([sys.executable, "-c", GROWS, *arguments], capture_output=True, text=True, check=True)
+    # without make's settings of the allocator, which keeps what was freed
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    found = subprocess.run([sys.executable, "-c", GROWS, *arguments], capture_output=True, text=True, check=True, env=plain)
     return int(found.stdout)
 
 
