@@ -70,9 +70,10 @@ $(BUILD)/09_tool_or_template.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_exp2b_dose 07_how_measurement_misleads,$(BUILD)/$(n).ipynb)
 -include $(wildcard $(BUILD)/*.d)
 
+LONG := notebooks real_profiles planted plan deltas# what takes long is begun first
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
-	$(PYTHON) -m pytest -q -n auto --dist loadfile --ignore lib/tests/test_cluster.py
+	$(PYTHON) -m pytest -q -n auto --dist loadfile --ignore lib/tests/test_cluster.py $(LONG:%=lib/tests/test_%.py) lib/tests
 
 cluster-test: .venv/ray smoke
 	$(PYTHON) -m pytest -q lib/tests/test_cluster.py

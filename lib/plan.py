@@ -210,7 +210,7 @@ class Work:
     def splits(self) -> dict[str, list[prompts.Prompt]]:
         asked = self.profile.prompts
         on_hub = asked.copies and "://" in asked.copies  # nothing is downloaded; the project's own sentences stand in
-        return prompts.splits(asked.model_copy(update={"copies": None}) if on_hub else asked)
+        return prompts.splits(asked.model_copy(update={"copies": None}) if on_hub else asked, self.profile.tool)
 
     @cached_property
     def encoded(self) -> dict[str, list[Encoded]]:
