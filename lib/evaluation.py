@@ -6,10 +6,10 @@ computed twice: the layers below a replacement, which are the raw model's, and a
 forcing has already shown to be the greedy one.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lib import metrics, stats
 from lib.encoding import batches, bos_id, question, tokens
-from lib.generation import generate
+from lib.generation import continued
 from lib.hooks import MLP, logits_under, replaced
 from lib.models import LanguageModel
 from lib.profiles import Profile
@@ -114,23 +114,23 @@ def generations(
     """
     answers = [tokens(model.tokenizer, p)[1] for p in prompts]
     targets = model.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    asked = [(c, i) for c, known in enumerate(exact) for i, is_known in enumerate(known) if not is_known]
-    limit = max(map(len, answers)) + profile.evaluation.margin
-
-    @contextmanager
-    def each_with_its_own(rows: Sequence[int]) -> Iterator[None]:
-        of = [asked[row][0] for row in rows]  # ascending, so that the rows of a condition are one slice
-        with ExitStack() as stack:
-            for c in sorted(set(of)):
-                own = slice(bisect_left(of, c), bisect_right(of, c))
-                stack.enter_context(replaced(model, conditions[c], profile.protocol.scope, own))
-            yield
-
-    questions, size = [question(prompts[i].input) for _, i in asked], profile.evaluation.batch
-    found = generate(model.hf, model.tokenizer, questions, limit, size, progress=progress, around=each_with_its_own)
+    # conditions apart, the better known first: one that never ends its answers would keep the others' waiting
+    ranked = sorted(range(len(conditions)), key=lambda c: -sum(exact[c]))
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input))
+    asked = [(c, i) for c in ranked for i in by_length if not exact[c][i]]
+    limit, size = max(map(len, answers)) + profile.evaluation.margin, profile.evaluation.batch
     wrote = [list(targets) for _ in conditions]
-    for (c, i), text in zip(asked, found, strict=True):
-        wrote[c][i] = text
+    for start in tqdm(range(0, len(asked), size), desc=progress, disable=progress is None, mininterval=2):
+        rows = asked[start : start + size]
+        with ExitStack() as stack:
+            first = 0
+            for c, own in groupby(rows, key=lambda row: row[0]):
+                n = len(list(own))
+                stack.enter_context(replaced(model, conditions[c], profile.protocol.scope, slice(first, first + n)))
+                first += n
+            found = continued(model.hf, model.tokenizer, [question(prompts[i].input) for _, i in rows], limit)
+        for (c, i), text in zip(rows, found, strict=True):
+            wrote[c][i] = text
     return wrote
 
 

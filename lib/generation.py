@@ -3,15 +3,26 @@
 Whatever hooks are active on the model stay active at every position, generated tokens included.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
+def continued(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: list[str],
+    max_new_tokens: int,
+    use_cache: bool = True,
+) -> list[str]:
+    """The greedy continuation of every input up to the end-of-sequence token, all in one batch, padded on the left."""
+    encoded = tokenizer(inputs, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+    limits = dict(max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache)
+    out = model.generate(**encoded, **limits, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.batch_decode(out[:, encoded.input_ids.shape[1] :], skip_special_tokens=True)
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -20,22 +31,16 @@ def generate(
     batch_size: int = 128,
     use_cache: bool = True,
     progress: str | None = None,
-    around: Callable[[Sequence[int]], AbstractContextManager] = nullcontext,
 ) -> list[str]:
-    """The greedy continuation of every input, up to the end-of-sequence token, in the order given.
+    """`continued` for any number of inputs, in the order given.
 
-    Inputs of similar length share a batch, padded on the left, so that little of it is padding. Each batch is
-    generated inside `around(rows)`, given which inputs its rows are, in ascending order.
+    Inputs of similar length share a batch, so that little of it is padding.
     """
     order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
     texts: list[str] = [""] * len(inputs)
-    batches = [sorted(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     for batch in tqdm(batches, desc=progress, disable=progress is None, mininterval=2):
-        encoded = tokenizer([inputs[i] for i in batch], return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        limits = dict(max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache)
-        with around(batch):
-            out = model.generate(**encoded, **limits, pad_token_id=tokenizer.pad_token_id)
-        new = out[:, encoded.input_ids.shape[1] :]
-        for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+        found = continued(model, tokenizer, [inputs[i] for i in batch], max_new_tokens, use_cache)
+        for i, text in zip(batch, found, strict=True):
             texts[i] = text
     return texts
