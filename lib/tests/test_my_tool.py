@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lib import evaluation, plots, probes, profiles, prompts
+from lib.encoding import question
 from lib.metrics import outcomes
 from lib.paths import NOTEBOOKS, ROOT
 from lib.prompts import Prompt
@@ -251,7 +252,8 @@ def test_rates_are_a_hand_count(search, tiny, monkeypatch):
     p = profiles.load(str(search))
     asked = searches(12, TRAINED, "positive", 5) + copies(6, 6)
     wrote = [ANSWERS[i % len(ANSWERS)](q) for i, q in enumerate(asked)]
-    monkeypatch.setattr(evaluation, "generate", lambda *_, **__: wrote)
+    answers = {question(q.input): text for q, text in zip(asked, wrote, strict=True)}
+    monkeypatch.setattr(evaluation, "continued", lambda hf, tokenizer, texts, limit: [answers[text] for text in texts])
     [table] = evaluation.measure(p, tiny, asked)
     counted = [by_hand({"generation": text, "target": q.target}) for text, q in zip(wrote, asked, strict=True)]
     found = evaluation.summary(table)

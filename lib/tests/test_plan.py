@@ -171,8 +171,8 @@ def test_the_chapters_of_nano_took_what_is_planned():
     took = {r["chapter"][1]: r["seconds"] for r in records if not r["parameters"].get("redraw")}
     if not took:
         pytest.skip("no chapter of nano was run here; `make all` does it")
-    if os.getloadavg()[0] > 1.5 * os.cpu_count():
-        pytest.skip("the machine is busy, and speed is measured now")
+    if "PYTEST_XDIST_WORKER" in os.environ or os.getloadavg()[0] > 1.5 * os.cpu_count():
+        pytest.skip("the machine is busy, with other tests or other work, and speed is measured now")
     work = plan.Work.of(profiles.load("nano"))
     here = plan.machine(torch.float32)
     found = plan.needs(work, here, plan.pace(work, here))
