@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.encoding import Encoded, bos_id
+from lib.encoding import Encoded, kept
 from lib.hooks import capture
 from lib.models import LanguageModel
 
@@ -42,7 +42,7 @@ def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) 
         for batch in batches:
             batch = batch.to(model.hf.device)
             model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=1)
-            keep = _kept(model, batch)
+            keep = kept(model.tokenizer, batch)
             x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
             y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
             yield Activations(x, y, start + keep.nonzero()[:, 0])
@@ -67,14 +67,9 @@ def collect(
     return Activations(x, y, torch.cat(prompts).to(x.device))
 
 
-def _kept(model: LanguageModel, batch: Encoded) -> Bool[Tensor, "batch pos"]:
-    """All tokens but BOS and padding."""
-    return batch.attention.bool() & (batch.ids != bos_id(model.tokenizer))
-
-
 def count(model: LanguageModel, batches: Iterable[Encoded]) -> int:
     """How many tokens `stream` gives."""
-    return sum(int(_kept(model, batch).sum()) for batch in batches)
+    return sum(int(kept(model.tokenizer, batch).sum()) for batch in batches)
 
 
 @dataclass(frozen=True)

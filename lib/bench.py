@@ -146,7 +146,7 @@ class Workplace:
     def real(self) -> Layers:
         held = self.captured(self.model, "validation")
         percentiles = self.profile.transcoders.percentiles
-        bases = [[deltas.load_base(self.profile, self.model, layer, q)[0] for q in percentiles] for layer in self.layers]
+        bases = deltas.load_bases(self.profile, self.model, self.layers, percentiles)
         target = deltas.left_by(bases, held.x, held.y)
         width = max(self.profile.deltas.d_new)
         return Layers(self.profile.name, held.x[:, None], held.y[:, None], target, bases[0][0], width)
@@ -176,7 +176,7 @@ class Workplace:
 
     def grid_ours(self) -> float:
         profile, percentiles = self.grid_profile, self.profile.transcoders.percentiles
-        bases = [[deltas.load_base(profile, self.model, layer, q)[0] for q in percentiles] for layer in self.layers]
+        bases = deltas.load_bases(profile, self.model, self.layers, percentiles)
         data, kept = ((held.x[:, None], deltas.left_by(bases, held.x, held.y)) for held in self.grid_data)
         losses = []
         for d_new in profile.deltas.d_new:

@@ -28,6 +28,13 @@ def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: fl
     return offer[l0]().to(model.hf.device), l0
 
 
+def load_bases(
+    profile: Profile, model: LanguageModel, layers: Sequence[int], percentiles: Sequence[float]
+) -> list[list[Transcoder]]:
+    """Those of each layer at each percentile."""
+    return [[load_base(profile, model, layer, percentile)[0] for percentile in percentiles] for layer in layers]
+
+
 def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:
     """Where a delta is kept, in the same format as a base; deltas of the model's site apart from others."""
     return profile.paths.deltas / model.site.name / f"layer_{layer}" / f"d_new_{d_new}_percentile_{percentile:g}" / "params.npz"
@@ -67,7 +74,7 @@ def targets(
     One pass of the model for all layers, in which each base is run once on each token. Held in memory, or in
     files under the profile's data where all splits together are more than `memory.data_gb`.
     """
-    bases = [[load_base(profile, model, layer, percentile)[0] for percentile in percentiles] for layer in layers]
+    bases = load_bases(profile, model, layers, percentiles)
     counts = [activations.count(model, batches) for batches in splits]
     _, to_files = held_size(profile, sum(counts), len(layers), len(percentiles), model.d_model)
 

@@ -44,6 +44,11 @@ def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(iter(tokenizer("").input_ids), -1)
 
 
+def kept(tokenizer: PreTrainedTokenizerBase, batch: Encoded) -> Bool[Tensor, "batch pos"]:
+    """Where transcoders act: all tokens but BOS and padding."""
+    return batch.attention.bool() & (batch.ids != bos_id(tokenizer))
+
+
 def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: str = "training") -> tuple[list[int], list[int]]:
     """Token ids of the question, with <bos>, and of the answer, with <eos>."""
     answer = [*tokenizer(prompt.target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lib import metrics
-from lib.encoding import batches, bos_id
+from lib.encoding import batches, kept
 from lib.hooks import replaced
 from lib.models import LanguageModel
 from lib.profiles import Profile
@@ -55,7 +55,7 @@ def attribution(
             logits = model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
             nats = metrics.nats(metrics.log_probs(logits), batch.ids)
             (nats * batch.answer).sum().backward()
-        acts_at = (batch.attention.bool() & (batch.ids != bos_id(model.tokenizer)))[..., None]
+        acts_at = kept(model.tokenizer, batch)[..., None]
         positions += int(acts_at.sum())
         for layer, t in traced.items():
             f = t.f.detach() * acts_at

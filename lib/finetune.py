@@ -63,6 +63,15 @@ def brought(
     return merged, tokenizer
 
 
+def with_lora(model: PreTrainedModel, settings: Finetune) -> PeftModel:
+    """The model with an untrained adapter, to be trained."""
+    lora = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+        target_modules=settings.targets, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return get_peft_model(model, lora).train()
+
+
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -81,13 +90,7 @@ def finetune(
     if settings.source:
         adapted, tokenizer = brought(model, tokenizer, settings.source)
     else:
-        adapted = get_peft_model(
-            model,
-            LoraConfig(
-                r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
-                target_modules=settings.targets, task_type="CAUSAL_LM",
-            ),
-        )  # fmt: skip
+        adapted = with_lora(model, settings)
     checkpoints = folder.with_name(f"{folder.name}.checkpoints")
     steps_an_epoch = -(-len(train) // settings.batch)
     trainer = Trainer(

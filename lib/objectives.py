@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lib import activations, metrics
-from lib.encoding import bos_id, encode
+from lib.encoding import encode, kept
 from lib.hooks import capture, replaced
 from lib.models import LanguageModel
 from lib.prompts import Prompt
@@ -46,7 +46,7 @@ def train_through(
     order = activations.repeated(len(prompts), batch, seed)
     for step in (bar := tqdm(range(steps), desc=progress, mininterval=2)):
         tokens = encode(model.tokenizer, [prompts[i] for i in next(order)]).to(model.hf.device)
-        keep = tokens.attention.bool() & (tokens.ids != bos_id(model.tokenizer))
+        keep = kept(model.tokenizer, tokens)
         run = dict(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)
         with torch.no_grad(), capture(model, [name for site in sites.values() for name in site]) as seen:
             raw = metrics.log_probs(model.hf(**run).logits)

@@ -32,13 +32,12 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lib import deltas, encoding, models, profiles, prompts
 from lib.encoding import Encoded
-from lib.finetune import collate
+from lib.finetune import collate, with_lora
 from lib.imports import on_offer
 from lib.paths import ROOT
 from lib.profiles import Profile, local_or_hub
@@ -258,7 +257,7 @@ class Work:
     def learning(self) -> tuple[int, float, float]:
         """Trained parameters of the LoRA; and of one micro-batch, bytes kept for backpropagation and operations."""
         with torch.device("meta"):
-            model = with_lora(self.built(), self.profile)
+            model = with_lora(self.built(), self.profile.finetune)
         ids = torch.zeros(self.profile.finetune.micro_batch, self.longest, dtype=torch.long, device="meta")
         own, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
 
@@ -270,14 +269,6 @@ class Work:
             model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
         size = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
         return sum(p.numel() for p in model.parameters() if p.requires_grad), size, counter.get_total_flops()
-
-
-def with_lora(model: torch.nn.Module, profile: Profile) -> torch.nn.Module:
-    f = profile.finetune
-    lora = LoraConfig(
-        r=f.rank, lora_alpha=f.alpha, lora_dropout=f.dropout, target_modules=f.targets, task_type="CAUSAL_LM"
-    )  # fmt: skip
-    return get_peft_model(model, lora).train()
 
 
 # --- how fast this machine is at it ---
@@ -316,7 +307,7 @@ def pace(work: Work, here: Machine) -> Pace:
     hf, tokenizer = models.load_plain(profile)
     asked = work.splits["train"][:: max(1, len(work.splits["train"]) // profile.finetune.micro_batch)]
     batch = {name: tensor.to(hf.device) for name, tensor in collate(tokenizer, asked[: profile.finetune.micro_batch]).items()}
-    model = with_lora(hf, profile)
+    model = with_lora(hf, profile.finetune)
 
     def learn_once() -> None:
         dtype = getattr(torch, profile.finetune.precision)

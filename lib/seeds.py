@@ -1,6 +1,6 @@
 """The headline figures again, from another finetuning and other deltas: what a seed alone changes."""
 
-from lib import activations, deltas, encoding, evaluation, experiments, metrics, models
+from lib import activations, compute, deltas, encoding, evaluation, experiments, metrics, models
 from lib.finetune import finetune
 from lib.models import LanguageModel
 from lib.profiles import Profile
@@ -43,7 +43,7 @@ def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
 
 def made(profile: Profile) -> tuple[LanguageModel, dict[int, BaseDelta]]:
     """The finetuned model of chapter 2 and the deltas of chapter 3."""
-    model = models.load(profile, profile.paths.finetuned)
+    model = compute.finetuned(profile)
     return model, experiments.pairs(profile, model, models.layers_of(profile, model.n_layers))
 
 

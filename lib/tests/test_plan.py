@@ -44,7 +44,7 @@ def test_operations_and_what_backpropagation_keeps_are_those_of_the_real_model(s
     hf, tokenizer = load_hf(folder, "float32")
     assert work.own_tokenizer and work.parameters == hf.num_parameters()
     trained, kept, _ = work.learning
-    model = plan.with_lora(hf, here)
+    model = plan.with_lora(hf, here.finetune)
     assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     own, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
