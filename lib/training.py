@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from lib.paths import replacing
 from lib.profiles import Training
-from lib.transcoders import Transcoder
+from lib.transcoders import Transcoder, shared
 
 SILENCE = 20_000
 FLOOR = 1e-2  # of a threshold that is moved to hold an L0
@@ -104,24 +104,18 @@ def train(
             scale = _start(stack, x, target, l0, warm)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
+        ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            f = stack.encode(x)
-            y = stack.decode(f, x)
-        # gradients of the mean squared error at y and of the penalty at f: written out, they take half the passes over y
-        with torch.no_grad():
-            error = torch.addcmul(y, target, 1 / scale[..., None], value=-1).mul_(2 / y.shape[-2:].numel())
-        starts, gradients = [y], [error]
-        if settings.l1 and f.requires_grad:
-            ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
-            penalty = settings.l1 * ramp / scale[..., None] / f.shape[-2:].numel()
-            starts, gradients = [y, f], [error, penalty.to(f.dtype).expand_as(f)]
-        torch.autograd.backward(starts, gradients)
+            f, found = gradients(stack, x, target, scale, settings.l1 * ramp)
+        for name, parameter in stack.named_parameters():
+            if parameter.requires_grad:
+                # fused Adam goes through memory in the parameter's order, whatever the gradient's is
+                parameter.grad = found[name].to(parameter.dtype).contiguous()
         optimizer.step()
-        optimizer.zero_grad()
         with torch.no_grad():
             stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True))
             # tokens at which each feature is active; as a matrix product, many times faster than a sum of booleans
-            active = (f.new_ones(1, f.shape[-2]) @ f.detach().sign()).squeeze(-2).float()
+            active = (f.new_ones(1, f.shape[-2]) @ f.sign()).squeeze(-2).float()
             silent = (silent + x.shape[-2]).masked_fill(active > 0, 0)
             if "b_enc" not in frozen:
                 stack.b_enc.add_(2 * settings.lr * (silent > SILENCE))
@@ -135,7 +129,8 @@ def train(
             for name, value in stack.state_dict().items():
                 best[name][gain] = value[gain]
             since_gain = (since_gain + 1).masked_fill(gain, 0)
-            mse = (y.detach() * scale[..., None] - target).square().mean((-1, -2))
+            with torch.no_grad():
+                mse = (stack(x) * scale[..., None] - target).square().mean((-1, -2))
             columns = [values.flatten().tolist() for values in (learning, mse, now, l0_now)]
             rows += [(step + 1, i, *values) for i, (on, *values) in enumerate(zip(*columns, strict=True)) if on]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
@@ -148,6 +143,45 @@ def train(
     stack.load_state_dict(_scaled(stack, scale).state_dict())
     stack.requires_grad_(False)
     return pd.DataFrame(rows, columns=["step", "member", "loss", "fvu", "l0"])
+
+
+@torch.no_grad()
+def gradients(
+    stack: Transcoder,
+    x: Float[Tensor, "*n token d_model"],
+    target: Float[Tensor, "*n token d_model"],
+    scale: Float[Tensor, "*n 1"],
+    l1: float,
+) -> tuple[Float[Tensor, "*n token d_sae"], dict[str, Tensor]]:
+    """The features, and the gradient of each member's loss by the name of the parameter.
+
+    The loss is the mean of `(y - target / scale)^2` plus `l1 / scale` times the mean of f. Written out, for where there
+    are fewer features than dimensions the error need not be formed: with `G = W_dec W_dec^T`,
+
+        (y - t) W_dec^T = f G + (b_dec - t) W_dec^T,   f^T (y - t) = f^T f W_dec + f^T (b_dec - t),
+
+    which takes four products over d_model, not five, and no pass over a matrix of tokens x d_model.
+    """
+    f, one_over = stack.encode(x), 1 / scale[..., None]
+    W_dec, b_dec, n = stack.W_dec, stack.b_dec.unsqueeze(-2), target.shape[-2]
+    each = f.new_ones(1, n)  # sums over tokens as products: much faster than `sum`
+    found = {}
+    if stack.W_skip is None and stack.d_sae < stack.d_model:
+        total = each @ f
+        df = torch.addcmul(f @ (W_dec @ W_dec.mT) + b_dec @ W_dec.mT, target @ W_dec.mT, one_over, value=-1)
+        found["W_dec"] = (f.mT @ f) @ W_dec + total.mT @ b_dec - (f.mT @ target) * one_over
+        found["b_dec"] = total @ W_dec + n * b_dec - (each @ target) * one_over
+    else:
+        error = torch.addcmul(stack.decode(f, x), target, one_over, value=-1)
+        df = error @ W_dec.mT
+        found["W_dec"], found["b_dec"] = f.mT @ error, each @ error
+        if stack.W_skip is not None:
+            found["W_skip"] = shared(x.mT, error)
+    squared = 2 / target.shape[-2:].numel()
+    found = {name: gradient * squared for name, gradient in found.items()}
+    dp = df.mul_(squared).add_(l1 * one_over / f.shape[-2:].numel()).mul_(f.sign())
+    found["W_enc"], found["b_enc"] = shared(x.mT, dp), each @ dp
+    return f, {name: gradient.squeeze(-2) if name.startswith("b_") else gradient for name, gradient in found.items()}
 
 
 @torch.no_grad()

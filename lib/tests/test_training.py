@@ -1,10 +1,11 @@
+import pytest
 import torch
 
 from lib import activations
 from lib.encoding import batches
 from lib.profiles import Training
 from lib.prompts import generate
-from lib.training import train, validate, variance
+from lib.training import gradients, train, validate, variance
 from lib.transcoders import Transcoder
 
 SETTINGS = Training(lr=1e-2, batch=256, steps=600, check_every=50, patience=100)
@@ -101,3 +102,26 @@ def test_the_buffer_hands_out_each_token_once(tiny):
     assert torch.allclose(everything[nearest], given, atol=1e-4)
     assert (nearest[1:] == nearest[:-1] + 1).float().mean() < 0.2
     assert (nearest.bincount().float().mean() <= 1.2).item()
+
+
+@pytest.mark.parametrize("d_sae", [5, 40], ids=["fewer features than dimensions", "more"])
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "affine skip"])
+def test_gradients_are_those_of_autograd(d_sae, skip):
+    torch.manual_seed(0)
+    d, n, l1 = 16, 50, 0.3
+    x, target = torch.randn(2, 1, n, d).double(), 3 * torch.randn(2, 3, n, d).double()
+    scale = 1 + torch.rand(2, 3, 1).double()
+    one = Transcoder.initialised((2, 3), d, d_sae, 0, threshold=0.2).tensors
+    tensors = {name: tensor.double() + 0.1 * torch.randn(tensor.shape).double() for name, tensor in one.items()}
+    stack = Transcoder(**tensors, **({"W_skip": torch.randn(2, 3, d, d).double()} if skip else {}))
+    f, found = gradients(stack, x, target, scale, l1)
+
+    p = x @ stack.W_enc + stack.b_enc[..., None, :]
+    by_hand = p * (p > stack.threshold.clamp(min=0)[..., None, :])
+    y = by_hand @ stack.W_dec + stack.b_dec[..., None, :] + (x @ stack.W_skip if skip else 0)
+    squared = (y - target / scale[..., None]).square().mean((-1, -2))
+    (squared + l1 / scale[..., 0] * by_hand.mean((-1, -2))).sum().backward()
+    assert torch.allclose(f, by_hand, atol=1e-12) and 0.05 < (f > 0).double().mean() < 0.95
+    assert found.keys() == dict(stack.named_parameters()).keys()
+    for name, parameter in stack.named_parameters():
+        assert torch.allclose(found[name], parameter.grad, atol=1e-12), name
