@@ -5,15 +5,16 @@ what it does to behaviour. Tables have the published columns, n and intervals.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from lib import activations, deltas, encoding, evaluation, metrics, stats
+from lib.hooks import MLP
 from lib.models import LanguageModel
 from lib.profiles import Profile
 from lib.prompts import Prompt, write_jsonl
@@ -37,27 +38,59 @@ def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], laye
     `full`, on all tokens but BOS; `ce*` the cross-entropy with it in place and `dce*` its rise over the
     untouched model, by `PARTS`.
     """
-    form = profile.protocol.ce_format
-    batches = encoding.streamed(model.tokenizer, prompts, profile.evaluation.tokens_batch, form)
-    seen = activations.collect(model, layers, batches, device="cpu")
-    rows = []
-    for i, layer in enumerate(tqdm(layers, desc="layers", mininterval=2)):
-        percentiles, widths = profile.transcoders.percentiles, profile.deltas.d_new
-        pairs = {(q, d): deltas.load_pair(profile, model, layer, d, q) for q in percentiles for d in widths}
-        alone = {(q, None): replace(pairs[q, widths[0]], alpha=0.0) for q in percentiles}
-        conditions = {"raw": evaluation.RAW} | {key: {layer: mlp} for key, mlp in (alone | pairs).items()}
-        measured = evaluation.teacher_forced(profile, model, prompts, list(conditions.values()))
-        cost = {key: _scored(table, prompts) for key, table in zip(conditions, measured, strict=True)}
-        x, y = seen.x[i].to(model.hf.device), seen.y[i].to(model.hf.device)
-        for q in percentiles:
-            base = alone[q, None].base(x)
-            columns = _cost("raw", cost["raw"], None)
-            columns |= _nearness("base", base, y, seen.prompt) | _cost("base", cost[q, None], cost["raw"])
-            for d in widths:
-                full = _nearness("full", base + pairs[q, d].delta(x), y, seen.prompt)
-                full |= _cost("full", cost[q, d], cost["raw"])
-                rows.append({"layer": layer, "d_new": d, "percentile": q, **columns, **full, "n": len(prompts)})
+    rows, at_once = [], profile.memory.layers or len(layers)
+    for chunk in (layers[i : i + at_once] for i in range(0, len(layers), at_once)):
+        rows += _exp1(profile, model, prompts, chunk)
     return pd.DataFrame(rows)
+
+
+class Once:
+    """A function that is not run again on the very input that it was run on last."""
+
+    def __init__(self, function: MLP):
+        self.function, self.last = function, (None, None)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x is not self.last[0]:
+            self.last = x, self.function(x)
+        return self.last[1]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """`a(x) + b(x)`."""
+
+    a: MLP
+    b: MLP
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x)
+
+
+def _exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[dict]:
+    """The rows of layers whose replacements are in memory together."""
+    percentiles, widths = profile.transcoders.percentiles, profile.deltas.d_new
+    cells = list(product(layers, percentiles))
+    pairs = {(i, q, d): deltas.load_pair(profile, model, i, d, q) for i, q in cells for d in widths}
+    bases = {(i, q): Once(pairs[i, q, widths[0]].base) for i, q in cells}
+    conditions = {"raw": evaluation.RAW}
+    for (i, q), base in bases.items():
+        conditions[i, q, None] = {i: base}
+        conditions |= {(i, q, d): {i: Sum(base, pairs[i, q, d].delta)} for d in widths}
+    measured = evaluation.teacher_forced(profile, model, prompts, list(conditions.values()), progress="conditions")
+    cost = {key: _scored(table, prompts) for key, table in zip(conditions, measured, strict=True)}
+    batches = encoding.streamed(model.tokenizer, prompts, profile.evaluation.tokens_batch, profile.protocol.ce_format)
+    seen, rows = activations.collect(model, layers, batches, device="cpu"), []
+    for i, q in cells:
+        x, y = (held[layers.index(i)].to(model.hf.device) for held in (seen.x, seen.y))
+        base = bases[i, q](x)
+        columns = _cost("raw", cost["raw"], None)
+        columns |= _nearness("base", base, y, seen.prompt) | _cost("base", cost[i, q, None], cost["raw"])
+        for d in widths:
+            full = _nearness("full", base + pairs[i, q, d].delta(x), y, seen.prompt)
+            full |= _cost("full", cost[i, q, d], cost["raw"])
+            rows.append({"layer": i, "d_new": d, "percentile": q, **columns, **full, "n": len(prompts)})
+    return rows
 
 
 def _nearness(name: str, y_hat: torch.Tensor, y: torch.Tensor, prompt: torch.Tensor) -> dict[str, float]:

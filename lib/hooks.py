@@ -34,15 +34,31 @@ def capture(model: LanguageModel, names: list[str]) -> Iterator[dict[str, Tensor
         yield cache
 
 
+def standing_in(model: LanguageModel, scope: str = "all") -> Callable[[MLP, Tensor, Tensor, Tensor], Tensor]:
+    """What an MLP writes in the model's place, of itself, token ids, its input and what the model writes there.
+
+    With `scope="prompt"` position 0 of every forward pass keeps what the model writes too, and so, with a
+    key-value cache, does every generated token (`lib.profiles.Protocol`).
+    """
+    scale, bos = model.site.scale(model.d_model), bos_id(model.tokenizer)
+
+    def written(mlp: MLP, ids: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        dense = ids == bos  # (batch, pos)
+        if scope == "prompt":
+            dense[:, 0] = True
+        return y.where(dense[..., None], (mlp(x) * scale).to(y.dtype))
+
+    return written
+
+
 @contextmanager
 def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", rows: slice = slice(None)) -> Iterator[None]:
     """Inside the block the MLP of each given layer is the given function of the site's input, in float32.
 
-    With `scope="prompt"` position 0 of every forward pass keeps the dense MLP too, and so, with a
-    key-value cache, does every generated token (`lib.profiles.Protocol`). Of a batch only `rows` are acted on,
-    so that several such blocks, one in another, put a condition each on the rows of one batch.
+    `scope` is as in `standing_in`. Of a batch only `rows` are acted on, so that several such blocks, one in
+    another, put a condition each on the rows of one batch.
     """
-    scale, bos = model.site.scale(model.d_model), bos_id(model.tokenizer)
+    written = standing_in(model, scope)
     seen: dict[int | str, Tensor] = {}
 
     def remember(key):
@@ -53,15 +69,13 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", 
 
     def write(layer: int, mlp: MLP):
         def hook(tensor, hook):
-            dense = seen["ids"][rows] == bos  # (batch, pos)
-            if scope == "prompt":
-                dense[:, 0] = True
-            new = (mlp(seen.pop(layer)[rows].float() / scale) * scale).to(tensor.dtype)
-            return tensor.slice_scatter(tensor[rows].where(dense[..., None], new), 0, rows.start, rows.stop)
+            x = seen.pop(layer)[rows].float() / model.site.scale(model.d_model)
+            new = written(mlp, seen["ids"][rows], x, tensor[rows])
+            return tensor.slice_scatter(new, 0, rows.start, rows.stop)
 
         return hook
 
-    hooks = [("embed.hook_in", remember("ids"))]
+    hooks = [("embed.hook_in", remember("ids"))] if mlps else []
     for layer, mlp in mlps.items():
         read, out = model.site.at(layer)
         hooks += [(read, remember(layer)), (out, write(layer, mlp))]
@@ -78,13 +92,17 @@ class Skipped(torch.nn.Module):
 
 @contextmanager
 def resumed(model: LanguageModel, layer: int, stream: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
-    """Inside the block forward passes skip the layers below `layer` and go on from the residual stream given."""
+    """Inside the block forward passes skip the layers below `layer` and go on from the residual stream given.
+
+    Where `layer` is the number of layers, all are skipped.
+    """
     blocks = model.bridge.blocks
     below = list(blocks)[:layer]
+    entry = f"blocks.{layer}.hook_in" if layer < len(blocks) else "ln_final.hook_in"
     try:
         for i in range(layer):
             blocks[i] = Skipped()
-        with model.bridge.hooks(fwd_hooks=[(f"blocks.{layer}.hook_in", lambda tensor, hook: stream)]):
+        with model.bridge.hooks(fwd_hooks=[(entry, lambda tensor, hook: stream)]):
             yield
     finally:
         for i, block in enumerate(below):
@@ -97,19 +115,26 @@ def logits_under(
 ) -> Iterator[Float[Tensor, "batch pos vocab"]]:
     """The logits of a batch with each set of MLPs in place, one after another; `{}` is the model as it is.
 
-    A replacement leaves everything below it as it was, so the layers below are run once for all.
+    A replacement leaves everything up to its lowest layer's MLP as it was, so that is run once for all: each
+    condition begins with what its lowest MLP adds to the residual stream. All MLPs lowest at one layer are given
+    the very same input.
     """
-    batch = batch.to(model.hf.device)
+    batch, written = batch.to(model.hf.device), standing_in(model, scope)
 
     def forward() -> Tensor:
         return model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
 
-    starts = sorted({min(mlps) for mlps in conditions if mlps})
-    with capture(model, [f"blocks.{layer}.hook_in" for layer in starts]) as streams:
+    middle = "blocks.{}.ln2.hook_in"
+    lowest = sorted({min(mlps) for mlps in conditions if mlps})
+    with capture(model, [name for layer in lowest for name in (*model.site.at(layer), middle.format(layer))]) as seen:
         raw = forward()
+    inputs = {layer: seen[model.site.at(layer)[0]].float() / model.site.scale(model.d_model) for layer in lowest}
     for mlps in conditions:
-        if mlps:
-            with resumed(model, min(mlps), streams[f"blocks.{min(mlps)}.hook_in"]), replaced(model, mlps, scope):
-                yield forward()
-        else:
+        if not mlps:
             yield raw
+            continue
+        first, *above = sorted(mlps)
+        added = written(mlps[first], batch.ids, inputs[first], seen[model.site.at(first)[1]])
+        stream = seen[middle.format(first)] + added
+        with resumed(model, first + 1, stream), replaced(model, {layer: mlps[layer] for layer in above}, scope):
+            yield forward()

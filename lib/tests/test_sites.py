@@ -160,7 +160,9 @@ def test_a_transcoder_trained_at_the_site_fits_there_and_not_beside_it(model, ba
 
     def moved(site: Site):
         """How far it moves the logits of the tokens it was trained on, as a share of their variance."""
-        raw, out = logits_under(replace(model, site=site), batch, [{}, {LAYER: transcoder}])
+        raw = model.hf(batch.ids, attention_mask=batch.attention).logits
+        with replaced(replace(model, site=site), {LAYER: transcoder}):
+            out = model.hf(batch.ids, attention_mask=batch.attention).logits
         where = batch.attention.bool()
         return ((out - raw)[where].square().sum() / (raw[where] - raw[where].mean(0)).square().sum()).item()
 
@@ -211,7 +213,7 @@ def test_a_missing_or_wrong_bos_mask_is_caught(model, monkeypatch):
     masks = [model.tokenizer.eos_token_id, *([-1] if real.puts_bos(model.hf) else [])]
     for masked in masks:
         monkeypatch.setattr("lib.hooks.bos_id", lambda tokenizer, masked=masked: masked)
-        monkeypatch.setattr("lib.activations.bos_id", lambda tokenizer, masked=masked: masked)
+        monkeypatch.setattr("lib.encoding.bos_id", lambda tokenizer, masked=masked: masked)
         with pytest.raises(AssertionError):
             check_bos(model)
 
