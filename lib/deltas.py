@@ -40,11 +40,15 @@ def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, p
     return profile.paths.deltas / model.site.name / f"layer_{layer}" / f"d_new_{d_new}_percentile_{percentile:g}" / "params.npz"
 
 
+def load_delta(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Transcoder:
+    """A trained delta."""
+    return load_npz(delta_file(profile, model, layer, d_new, percentile), model.d_model).to(model.hf.device)
+
+
 def load_pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> BaseDelta:
     """`base + delta` of a layer, ready to replace its MLP."""
     base, _ = load_base(profile, model, layer, percentile)
-    delta = load_npz(delta_file(profile, model, layer, d_new, percentile), model.d_model)
-    return BaseDelta(base, delta.to(model.hf.device))
+    return BaseDelta(base, load_delta(profile, model, layer, d_new, percentile))
 
 
 @torch.no_grad()
@@ -124,7 +128,7 @@ def brought(
 
     def delta(layer: int, percentile: float) -> Transcoder:
         base, _ = load_base(profile, model, layer, percentile)
-        return imports.load_delta(profile.deltas.source, layer, d_new, percentile, base)
+        return imports.load_delta(profile.deltas.source, layer, d_new, percentile, base, profile.deltas.revision)
 
     rows = [Transcoder.stacked([delta(layer, p) for p in profile.transcoders.percentiles]) for layer in layers]
     stack = Transcoder.stacked(rows).requires_grad_(False)

@@ -5,7 +5,7 @@ what it does to behaviour. Tables have the published columns, n and intervals.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from lib import activations, deltas, encoding, evaluation, metrics, stats
+from lib.controls import Sum
 from lib.hooks import MLP
 from lib.models import LanguageModel
 from lib.profiles import Profile
@@ -56,27 +57,15 @@ class Once:
         return self.last[1]
 
 
-@dataclass(frozen=True)
-class Sum:
-    """`a(x) + b(x)`."""
-
-    a: MLP
-    b: MLP
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.a(x) + self.b(x)
-
-
 def _exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[dict]:
     """The rows of layers whose replacements are in memory together."""
     percentiles, widths = profile.transcoders.percentiles, profile.deltas.d_new
     cells = list(product(layers, percentiles))
-    pairs = {(i, q, d): deltas.load_pair(profile, model, i, d, q) for i, q in cells for d in widths}
-    bases = {(i, q): Once(pairs[i, q, widths[0]].base) for i, q in cells}
+    bases = {(i, q): Once(deltas.load_base(profile, model, i, q)[0]) for i, q in cells}
+    added = {(i, q, d): deltas.load_delta(profile, model, i, d, q) for i, q in cells for d in widths}
     conditions = {"raw": evaluation.RAW}
     for (i, q), base in bases.items():
-        conditions[i, q, None] = {i: base}
-        conditions |= {(i, q, d): {i: Sum(base, pairs[i, q, d].delta)} for d in widths}
+        conditions |= {(i, q, None): {i: base}} | {(i, q, d): {i: Sum(base, added[i, q, d])} for d in widths}
     measured = evaluation.teacher_forced(profile, model, prompts, list(conditions.values()), progress="conditions")
     cost = {key: _scored(table, prompts) for key, table in zip(conditions, measured, strict=True)}
     batches = encoding.streamed(model.tokenizer, prompts, profile.evaluation.tokens_batch, profile.protocol.ce_format)
@@ -87,7 +76,7 @@ def _exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], lay
         columns = _cost("raw", cost["raw"], None)
         columns |= _nearness("base", base, y, seen.prompt) | _cost("base", cost[i, q, None], cost["raw"])
         for d in widths:
-            full = _nearness("full", base + pairs[i, q, d].delta(x), y, seen.prompt)
+            full = _nearness("full", base + added[i, q, d](x), y, seen.prompt)
             full |= _cost("full", cost[i, q, d], cost["raw"])
             rows.append({"layer": i, "d_new": d, "percentile": q, **columns, **full, "n": len(prompts)})
     return rows

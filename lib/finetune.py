@@ -36,13 +36,13 @@ def collate(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> dict[s
 
 
 def brought(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model finetuned elsewhere, merged, and its tokenizer: a PEFT adapter for `model`, or a whole model of its shape.
 
     An adapter that fits `model` only in part would silently do less than it should; it is a `ValueError`.
     """
-    place = hub.folder(local_or_hub(source))
+    place = hub.folder(local_or_hub(source), revision)
     if (place / "adapter_config.json").exists():
         try:
             with warnings.catch_warnings():
@@ -88,7 +88,7 @@ def finetune(
     """
     torch.manual_seed(seed)
     if settings.source:
-        adapted, tokenizer = brought(model, tokenizer, settings.source)
+        adapted, tokenizer = brought(model, tokenizer, settings.source, settings.revision)
     else:
         adapted = with_lora(model, settings)
     checkpoints = folder.with_name(f"{folder.name}.checkpoints")

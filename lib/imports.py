@@ -114,7 +114,9 @@ def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None
 # --- deltas ---
 
 
-def load_delta(source: str, layer: int, d_new: int, percentile: float, base: Transcoder) -> Transcoder:
+def load_delta(
+    source: str, layer: int, d_new: int, percentile: float, base: Transcoder, revision: str | None = None
+) -> Transcoder:
     """The delta of a layer, d_new and percentile in a folder or hub repository, on the base's device.
 
     Layouts (`PLACES`): our own, as trained and as `lib.export` writes them; the published study's
@@ -122,7 +124,7 @@ def load_delta(source: str, layer: int, d_new: int, percentile: float, base: Tra
     """
     place = local_or_hub(source)
     ends = {end.format(layer=layer, d_new=d_new, percentile=percentile): read for end, read in PLACES.items()}
-    names = [(name, f"/{place}/{name}") for name in sorted(hub.files(place))]
+    names = [(name, f"/{place}/{name}") for name in sorted(hub.files(place, revision))]
     found = [(name, read) for name, path in names for end, read in ends.items() if path.endswith(f"/{end}")]
     if len(found) != 1:
         have = " and ".join(name for name, _ in found) or "no file"
@@ -131,7 +133,7 @@ def load_delta(source: str, layer: int, d_new: int, percentile: float, base: Tra
             f"a path that ends in {' or '.join(ends)}; check deltas.source and .d_new, transcoders.percentiles and .layers"
         )
     [(name, read)] = found
-    path = hub.file(place, name)
+    path = hub.file(place, name, revision)
     delta = read(path, base)
     if delta.d_sae != d_new:
         raise ValueError(f"{path}: has {delta.d_sae} delta features, not {d_new}; it is not what its name says")

@@ -359,11 +359,16 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     trained, kept, learning_flops = work.learning
     micro_tokens = p.finetune.micro_batch * work.longest
 
-    def evaluated(tokens: int, raw: int = 0, single: int = 0, every: int = 0, answers: float = 0) -> tuple[float, float]:
-        """Operations and seconds of conditions that replace no layer, a single one, or every one; `answers` are generated."""
-        # a replacement runs the layers from it on: about half of them in the mean
-        passes = raw + every + single * (n_layers + 1) / (2 * n_layers)
-        of_bases = (single + every * n_layers) * base_flops
+    def evaluated(
+        tokens: int, raw: int = 0, single: int = 0, every: int = 0, answers: float = 0, bases: int | None = None
+    ) -> tuple[float, float]:
+        """Operations and seconds of conditions that replace no layer, a single one, or every one; `answers` are generated.
+
+        A base is run once a condition and layer, or `bases` times in all.
+        """
+        # a replacement runs the layers above it: about half of them in the mean
+        passes = raw + every + single / 2
+        of_bases = (single + every * n_layers if bases is None else bases) * base_flops
         seconds = tokens * (passes * at.forward + of_bases / here.flops_float32)
         # log-probabilities, KL and their sums: 12 times over float32 logits
         seconds += tokens * (raw + single + every) * 48 * vocab / here.bandwidth
@@ -411,7 +416,7 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
             "parameters, Adam, best": 6 * 4 * members * of_member,
             "a step": 4 * members * max(settings.batch, CHUNK) * (7 * d + 3 * widest),
         },
-        process | loading, steps * 12 * members * settings.batch * d * widest,
+        process | loading, steps * members * settings.batch * widest * (8 * d + 4 * widest),
         steps * at.delta_step * (1 + checks / settings.steps),
         "lower memory.layers, memory.data_gb or deltas.training.batch",
         {"deltas": 4 * n_layers * n_percentiles * sum(k * (2 * d + 2) + d for k in widths)},
@@ -422,11 +427,16 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     seen = 8 * int(in_test * work.tokens("test")) * d
     scoring = {"logits": (20 + 3 * b) * batch * vocab}
     conditions = n_percentiles * (1 + len(widths))
-    flops, seconds = evaluated(int(in_test * test), raw=n_layers, single=conditions * n_layers)
-    pairs = n_percentiles * len(widths) * base
+    of_bases = 2 * n_percentiles * n_layers  # under the model, and on the activations
+    flops, seconds = evaluated(int(in_test * test), raw=2 * groups, single=conditions * n_layers, bases=of_bases)
     found.append(Need(
-        "4 exp1", weights | scoring | {"bases": pairs, "a layer's activations": 3 * seen, "features": 8 * batch * work.d_sae},
-        process | loading | {"activations": n_layers * seen}, flops, seconds, "lower evaluation.tokens_batch or prompts.test",
+        "4 exp1",
+        weights | scoring | bases | {
+            "a layer's activations": 3 * seen, "features": 8 * batch * work.d_sae,
+            "what layers read and write": (4 + 3 * b) * batch * d * work.at_once,
+        },
+        process | loading | {"activations": work.at_once * seen}, flops, seconds,
+        "lower memory.layers, evaluation.tokens_batch or prompts.test",
     ))  # fmt: skip
     cache = 4 * b * p.evaluation.batch * work.longest * work.config.num_key_value_heads * work.config.head_dim
     behaviour = weights | scoring | {

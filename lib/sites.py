@@ -8,8 +8,9 @@
   configs); the MLP output after the post-feedforward norm.
 - Qwen3, the transcoders of circuit-tracer (`mlp.hook_in` and `mlp.hook_out` in their own config): the MLP
   input with the gain; the MLP output.
-- GPT-2, transcoders of Dunefsky et al. (arXiv 2406.11944): the normalised MLP input without gain and
-  bias; the MLP output.
+- GPT-2, transcoders of Dunefsky et al. (arXiv 2406.11944; `ln2.hook_normalized` and `hook_mlp_out` in their
+  own configs): the normalised MLP input without gain and bias; the MLP output. They were trained on weights as
+  transformer-lens centres them: their targets have no mean over d_model, which every later norm takes away anyway.
 
 `published`: the study this book repeats fed the transcoders the residual stream *before* the norm,
 divided by sqrt(d_model), and multiplied what they gave by sqrt(d_model).

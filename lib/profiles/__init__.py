@@ -105,6 +105,8 @@ class Finetune(_Table):
     """Of the matrix products in training."""
     source: str | None = None
     """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
+    revision: str | None = None
+    """Of that source on the hub."""
 
 
 class Training(_Table):
@@ -137,6 +139,8 @@ class Deltas(_Table):
     """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with."""
     source: str | None = None
     """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
+    revision: str | None = None
+    """Of that source on the hub."""
 
 
 class Memory(_Table):

@@ -240,9 +240,11 @@ def test_what_is_exported_is_taken_in_again(job, pair, tmp_path, monkeypatch):
     (place / "refs/main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for source in (str(tmp_path / "out"), "someone/deltas"):
-        found = imports.load_delta(source, 1, D_NEW, PERCENTILE, pair.base)
+    for source, revision in ((str(tmp_path / "out"), None), ("someone/deltas", None), ("someone/deltas", "0" * 40)):
+        found = imports.load_delta(source, 1, D_NEW, PERCENTILE, pair.base, revision)
         assert all(torch.equal(getattr(found, name), getattr(pair.delta, name)) for name in PARAMETERS)
+    with pytest.raises(ValueError, match=f"at revision {'1' * 40} is not in the cache"):
+        imports.load_delta("someone/deltas", 1, D_NEW, PERCENTILE, pair.base, "1" * 40)
 
 
 def run(monkeypatch, *arguments):

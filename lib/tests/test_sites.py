@@ -1,6 +1,7 @@
 """Every architecture's site: in float64 against a computation by hand, and by a transcoder that fits there and nowhere else."""
 
 from dataclasses import replace
+from itertools import repeat
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from lib import activations, models
 from lib.encoding import encode
 from lib.generation import generate
 from lib.hooks import capture, logits_under, replaced
+from lib.profiles import Training
 from lib.prompts import generate as generate_prompts
 from lib.sites import ARCHITECTURES, DenseMLP, Site
 from lib.tests import real
+from lib.training import train
 from lib.transcoders import Transcoder
 
 LAYER = 1
@@ -138,13 +141,11 @@ def test_the_published_site_is_the_stream_before_the_norm_over_root_d(model, pla
     assert torch.allclose(held.y * root, right.y, atol=1e-4)
 
 
-def fitted(x, y, d_sae=2048):
-    """A transcoder without error on these tokens: random features, and the decoder that solves for `y`."""
-    t = Transcoder.initialised((), x.shape[-1], d_sae, 0)
-    t.b_enc.data += torch.randn(d_sae, generator=torch.Generator().manual_seed(1))
-    t.b_dec.data += y.mean(0)
-    t.W_dec.data = torch.linalg.lstsq(t.encode(x).double(), (y - t.b_dec).double(), driver="gelsd").solution.float()
-    return t.requires_grad_(False)
+def trained(x, y):
+    """A transcoder trained until it has next to no error on these tokens."""
+    stack = Transcoder.initialised((), x.shape[-1], 512, 0)
+    train(stack, repeat((x, y)), (x, y), Training(lr=1e-2, batch=len(x), steps=1000, patience=100))
+    return stack
 
 
 def fvu(transcoder, held):
@@ -155,8 +156,8 @@ def fvu(transcoder, held):
 @torch.no_grad()
 def test_a_transcoder_trained_at_the_site_fits_there_and_not_beside_it(model, batch):
     held = activations.collect(model, [LAYER], [batch])
-    transcoder = fitted(held.x[0], held.y[0])
-    assert fvu(transcoder, held) < 1e-6
+    transcoder = trained(held.x[0], held.y[0])
+    assert fvu(transcoder, held) < 0.02
 
     def moved(site: Site):
         """How far it moves the logits of the tokens it was trained on, as a share of their variance."""
@@ -166,10 +167,10 @@ def test_a_transcoder_trained_at_the_site_fits_there_and_not_beside_it(model, ba
         where = batch.attention.bool()
         return ((out - raw)[where].square().sum() / (raw[where] - raw[where].mean(0)).square().sum()).item()
 
-    assert moved(model.site) < 1e-6
+    assert moved(model.site) < 0.005
     for site in neighbours(model):
-        assert fvu(transcoder, activations.collect(replace(model, site=site), [LAYER], [batch])) > 0.05, site
-        assert moved(site) > 1e-3, site
+        assert fvu(transcoder, activations.collect(replace(model, site=site), [LAYER], [batch])) > 0.5, site
+        assert moved(site) > 0.02, site
 
 
 @torch.no_grad()
