@@ -75,7 +75,7 @@ class Material:
     base_mlps: dict[int, DenseMLP]
     d_new: int
     settings: Training
-    retrain: Training
+    retrain: Training | None
     seed: int = 0
 
     def left_by(self, mlps: dict[int, MLP], held: Activations) -> Float[Tensor, "layer token d_model"]:
@@ -127,8 +127,13 @@ def sparse(
     return [stack[i] for i in range(len(m.layers))]
 
 
-def retrained(m: Material) -> list[Transcoder]:
-    """Whole transcoders, from the bases' parameters on, trained on the finetuned model at the bases' L0 there."""
+def retrained(m: Material) -> dict[int, Transcoder] | None:
+    """Whole transcoders, from the bases' parameters on, trained on the finetuned model at the bases' L0 there.
+
+    Nothing where the profile leaves it out.
+    """
+    if m.retrain is None:
+        return None
     stack = Transcoder.stacked([m.bases[layer] for layer in m.layers])
     x, y = m.train.x, m.train.y
     active = [m.bases[layer].encode(m.validation.x[i]).sign().sum(-1) for i, layer in enumerate(m.layers)]
@@ -136,7 +141,7 @@ def retrained(m: Material) -> list[Transcoder]:
     picks = activations.repeated(y.shape[-2], m.retrain.batch, m.seed)
     batches = ((x.index_select(1, pick), y.index_select(1, pick)) for pick in picks)
     train(stack, batches, (m.validation.x, m.validation.y), m.retrain, l0, warm=True, progress="retraining")
-    return [stack[i] for i in range(len(m.layers))]
+    return _each(m, lambda i, _: stack[i])
 
 
 def rank_for(d_model: int, d_new: int) -> int:
@@ -211,21 +216,21 @@ CONTROLS = {  # name: (what it is, how it is made of the material and the deltas
     ),
     "attention_only": ("the base model's MLPs, finetuned attention", lambda m, delta: m.base_mlps, lambda d, k: 0),
     "retrained": (
-        "the transcoder retrained in full (solution A)",
-        lambda m, delta: dict(zip(m.layers, retrained(m), strict=True)), None,
+        "the transcoder retrained in full (solution A)", lambda m, delta: retrained(m), None,
     ),
     "adapter": ("sparse branch beside the base model's MLP (arXiv 2602.20904)", _adapter, _features),
 }  # fmt: skip
 
 
 def build(m: Material) -> dict[str, Control]:
-    """Every one of `CONTROLS`, with its size and the seconds that it took."""
+    """Every one of `CONTROLS` that the profile has, with its size and the seconds that it took."""
     began, found = time.perf_counter(), {}
     delta = sparse(m, m.bases)
     taken = {"delta": time.perf_counter() - began}
     for name, (_, make, size) in CONTROLS.items():
         began = time.perf_counter()
-        mlps = make(m, delta)
+        if (mlps := make(m, delta)) is None:
+            continue
         seconds, d = taken.get(name, time.perf_counter() - began), m.train.x.shape[-1]
         parameters = size(d, m.d_new) if size else m.bases[m.layers[0]].d_sae * (2 * d + 2) + d
         found[name] = Control(mlps, parameters, seconds)

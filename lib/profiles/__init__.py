@@ -135,8 +135,9 @@ class Training(_Table):
 class Deltas(_Table):
     d_new: Annotated[list[PositiveInt], Field(min_length=1)]
     training: Training
-    retrain: Training
-    """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with."""
+    retrain: Training | None = None
+    """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with. Left out
+    where that takes more memory than there is: five times the bases of all layers."""
     source: str | None = None
     """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
     revision: str | None = None

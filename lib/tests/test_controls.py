@@ -1,5 +1,7 @@
 """Each control is what it says, and not the treatment in disguise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -140,3 +142,8 @@ def test_sizes_are_what_is_trained_and_the_thresholds(material, built):
     extra = built["linear"].mlps[0].extra
     assert built["linear"].parameters == 2 * 32 * 4 + 32 and extra.weight.shape == (32, 32)
     assert abs(built["linear"].parameters - built["delta"].parameters) <= 2 * 32
+
+
+def test_without_settings_for_it_nothing_is_retrained_and_all_else_is_there(material):
+    brief = material.settings.model_copy(update={"steps": 2})
+    assert controls.build(replace(material, retrain=None, settings=brief)).keys() == controls.CONTROLS.keys() - {"retrained"}
