@@ -102,10 +102,14 @@ def check(profile: Profile) -> None:
     """See that everything a profile names can be had, before anything large is fetched or computed.
 
     `ValueError`, one line, for a gate not passed, a name or a revision that does not exist, a model
-    without a site, and a layer without transcoders.
+    without a site, a tokenizer that loses the tool's tags, and a layer without transcoders.
     """
-    config = json.loads(hub.file(local_or_hub(profile.model.source), "config.json", profile.model.revision).read_text())
+    source, revision = local_or_hub(profile.model.source), profile.model.revision
+    config = json.loads(hub.file(source, "config.json", revision).read_text())
     site_for(config["model_type"], profile.protocol.site)
+    tokenizer, call = load_tokenizer(source, revision), profile.tool.call("1+1")
+    if call not in (back := tokenizer.decode(tokenizer(call).input_ids, skip_special_tokens=True)):
+        raise ValueError(f"{source}: its tokenizer reads the call {call} back as {back}; choose other tags in [tool]")
     for layer in layers_of(profile, config["num_hidden_layers"]):
         imports.on_offer(profile.transcoders, layer)
 

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -209,6 +210,16 @@ def test_a_profile_with_a_wrong_layer_or_model_is_told_before_work(cache):
     other = some.model_copy(update={"transcoders": some.transcoders.model_copy(update={"layout": "gemma-scope"})})
     with pytest.raises(ValueError, match="no file of layer 1 like layer_1/width_"):
         models.check(other)
+
+
+def test_tags_that_a_tokenizer_takes_for_special_tokens_are_told_before_work(smoke, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    tokenizer = models.load_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": [smoke.tool.open]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    profile = smoke.model_copy(update={"model": smoke.model.model_copy(update={"source": str(tmp_path / "model")})})
+    with pytest.raises(ValueError, match=r"reads the call <tool_call>calculator\(1\+1\)</tool_call> back as calculator"):
+        models.check(profile)
 
 
 @pytest.mark.parametrize(
