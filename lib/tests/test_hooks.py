@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from lib import activations, models
+from lib.controls import Sum
 from lib.encoding import encode
+from lib.experiments import Once
 from lib.generation import generate
-from lib.hooks import capture, replaced
+from lib.hooks import capture, logits_under, replaced
 from lib.prompts import generate as generate_prompts
 
 TEXTS = ["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp for 40 guests.\n", "7\n"]
@@ -110,6 +112,35 @@ def test_replacing_by_something_else_does_change(tiny, plain, batch):
     handle.remove()
     assert torch.allclose(out, wanted, atol=1e-5)
     assert not torch.allclose(out, plain(batch.ids, attention_mask=batch.attention).logits, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["all", "prompt"])
+def test_going_on_from_a_replacement_is_running_the_whole_model_with_it(tiny, batch, scope):
+    low, top = (lambda x: torch.tanh(3 * x.roll(1, -1))), (lambda x: 2 * x.flip(-1))
+    conditions = [{}, {0: low}, {1: top}, {0: low, 1: top}, {}]  # layer 1 is the last
+    for mlps, logits in zip(conditions, logits_under(tiny, batch, conditions, scope), strict=True):
+        with replaced(tiny, mlps, scope):
+            whole = tiny.hf(batch.ids, attention_mask=batch.attention).logits
+        assert torch.allclose(logits, whole, atol=1e-5)
+    assert hooks_left(tiny) == 0
+
+
+@torch.no_grad()
+def test_what_several_conditions_share_is_run_once(tiny, batch):
+    calls = []
+
+    def base(x):
+        calls.append(x)
+        return x.flip(-1)
+
+    once = Once(base)
+    sums = [Sum(once, lambda x, k=k: k * x) for k in range(3)]
+    shared = list(logits_under(tiny, batch, [{1: once}, *({1: each} for each in sums)]))
+    apart = list(logits_under(tiny, batch, [{1: lambda x, k=k: x.flip(-1) + k * x} for k in range(3)]))
+    assert len(calls) == 1
+    assert all(torch.equal(a, b) for a, b in zip(shared, [apart[0], *apart], strict=True))
+    assert once(torch.ones(2)).tolist() == [1, 1] and len(calls) == 2
 
 
 @torch.no_grad()
