@@ -130,7 +130,7 @@ def sparse(
 def retrained(m: Material) -> dict[int, Transcoder] | None:
     """Whole transcoders, from the bases' parameters on, trained on the finetuned model at the bases' L0 there.
 
-    Nothing where the profile leaves it out.
+    None where the profile leaves it out.
     """
     if m.retrain is None:
         return None

@@ -112,6 +112,7 @@ def check(profile: Profile) -> None:
         raise ValueError(f"{source}: its tokenizer reads the call {call} back as {back}; choose other tags in [tool]")
     for layer in layers_of(profile, config["num_hidden_layers"]):
         imports.on_offer(profile.transcoders, layer)
+    control_layers(profile, config["num_hidden_layers"])
 
 
 def layers_of(profile: Profile, n_layers: int) -> list[int]:
@@ -123,4 +124,13 @@ def layers_of(profile: Profile, n_layers: int) -> list[int]:
                 f"profile {profile.name}: transcoders.layers has {layer}, but {profile.model.source} "
                 f"has layers 0 to {n_layers - 1}; name one of these"
             )
+    return layers
+
+
+def control_layers(profile: Profile, n_layers: int) -> list[int]:
+    """The layers that chapter 8 replaces together; a one-line `ValueError` for one that the profile does not study."""
+    studied = layers_of(profile, n_layers)
+    layers = studied if profile.controls.layers is None else profile.controls.layers
+    if unknown := set(layers) - set(studied):
+        raise ValueError(f"profile {profile.name}: controls.layers has {min(unknown)}, but the layers studied are {studied}")
     return layers

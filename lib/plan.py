@@ -3,8 +3,8 @@
     python -m lib.plan --profile gemma-2-2b
 
 prints downloads, disk, peak memory, operations and time of each part of the book, and ends with exit status 1
-and one line where something does not fit. Planned are chapters 2 to 6; chapters 0 and 7 to 10 repeat their work,
-but for chapter 8, which holds every layer's activations in memory and says so here.
+and one line where something does not fit. Planned are chapters 2 to 6, and of chapter 8 its memory; chapters 0 and
+7, 9 and 10 repeat their work.
 
 Sizes are arithmetic on shapes. Parameters, operations and what backpropagation keeps are counted on the model
 itself, built without memory on torch's meta device. Times come from about ten seconds of measurement here: of the
@@ -13,6 +13,7 @@ model where it is on disk, of matrix products where it is not.
 
 import argparse
 import io
+import math
 import re
 import shutil
 import sys
@@ -41,6 +42,7 @@ from lib.finetune import collate, with_lora
 from lib.imports import on_offer
 from lib.paths import ROOT
 from lib.profiles import Profile, local_or_hub
+from lib.sites import ARCHITECTURES
 from lib.transcoders import LAYOUTS
 
 STAND_IN = ROOT / "data/nano/model"
@@ -232,6 +234,21 @@ class Work:
         return longest + self.profile.evaluation.margin
 
     @cached_property
+    def control_tokens(self) -> int:
+        """Tokens that controls are made from."""
+        asked = [
+            q for split in ("train", "validation") for q in prompts.at_most(self.splits[split], self.profile.controls.prompts)
+        ]
+        return sum(int(batch.attention.sum()) - len(batch.ids) for batch in encoding.streamed(self.tokenizer, asked, 64))
+
+    @cached_property
+    def mlp(self) -> int:
+        """Parameters of an MLP with its norms."""
+        architecture = ARCHITECTURES[self.config.model_type]
+        block = getattr(self.meta.base_model, architecture.blocks)[0]
+        return sum(p.numel() for name in architecture.modules for p in getattr(block, name).parameters())
+
+    @cached_property
     def meta(self) -> torch.nn.Module:
         """The model without memory."""
         return self.built()
@@ -347,7 +364,7 @@ def delta_step(work: Work) -> float:
 
 
 def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
-    """Chapters 2 to 6."""
+    """Chapters 2 to 6, and what memory chapter 8 takes."""
     p, d, vocab, b = work.profile, work.d_model, work.config.vocab_size, work.n_bytes
     n_layers, n_percentiles, widths = len(work.layers), len(p.transcoders.percentiles), p.deltas.d_new
     batch = p.evaluation.tokens_batch * work.longest
@@ -451,7 +468,26 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         found.append(Need(
             name, behaviour, process | loading, flops, seconds, "lower evaluation.tokens_batch or evaluation.batch"
         ))  # fmt: skip
-    return found
+    return [*found, controls(work, weights, process | loading, behaviour | {"bases": 0})]
+
+
+def controls(work: Work, weights: dict[str, float], host: dict[str, float], behaviour: dict[str, float]) -> Need:
+    """Chapter 8: more of what it takes to make the controls and what it takes to measure them. Its time is not planned."""
+    p, d, n_tokens = work.profile, work.d_model, work.control_tokens
+    layers, base = len(models.control_layers(p, work.config.num_hidden_layers)), 4 * work.d_sae * (2 * d + 2)
+    retrained = layers * base * bool(p.controls.retrain)
+    made = weights | {"bases": layers * base, "MLPs of two models": 8 * layers * work.mlp, "transcoders retrained": retrained}
+    making = made | {
+        "activations of two models": 16 * layers * n_tokens * d, "targets": 4 * layers * n_tokens * d,
+        "the other model, Adam or float64": max(sum(weights.values()), 4 * retrained, 40 * n_tokens * d),
+    }  # fmt: skip
+    _, kept, _ = work.learning
+    through = made | {
+        "kept for backpropagation": kept,
+        "log-probabilities and their gradients": 24 * p.finetune.micro_batch * work.longest * work.config.vocab_size,
+    }  # fmt: skip
+    device = max(making, through, behaviour | made, key=lambda parts: sum(parts.values()))
+    return Need("8 controls", device, host, math.nan, math.nan, "lower controls.prompts or name fewer in controls.layers")
 
 
 def downloads(work: Work) -> dict[str, float]:
@@ -518,14 +554,13 @@ def page(work: Work, here: Machine, found: list[Need], to_download: dict[str, fl
             "host GB": sum(need.host.values()) / 1e9,
             "disk GB": sum(need.disk.values()) / 1e9,
             "TFLOP": need.flops / 1e12,
-            "time": duration(need.seconds),
+            "time": "" if math.isnan(need.seconds) else duration(need.seconds),
         }
         for need in found
     )
     peak = max(found, key=lambda need: sum(need.device.values()))
     on_gpu = sum(peak.device.values()) + GPU_RESERVE
     enough = next((f"a GPU of {size} GB suffices" for size in GPUS if size * 2**30 >= on_gpu), "more than any GPU here known")
-    controls = 16 * len(work.layers) * tokens * work.d_model
     lines = [
         f"{p.name}: {p.model.source}, {len(work.layers)} layers, d_model {work.d_model}, {work.parameters / 1e6:,.1f} M "
         f"parameters in {p.model.dtype}; bases of {work.d_sae} features",
@@ -536,12 +571,12 @@ def page(work: Work, here: Machine, found: list[Need], to_download: dict[str, fl
         f"byte budget: {p.memory.data_gb:g} GB; inputs and targets of {work.at_once} of {len(work.layers)} layers at once, "
         f"{held / 1e9:.2f} GB, go to {'files' if to_files else 'memory'}",
         "",
-        table.to_string(index=False, float_format="{:,.2f}".format),
+        table.to_string(index=False, float_format="{:,.2f}".format, na_rep=""),
         "",
-        f"in all: {duration(sum(need.seconds for need in found))}; less where patience ends training early",
+        f"in all: {duration(np.nansum([need.seconds for need in found]))}; less where patience ends training early",
         f"peak of the device: {peak.name}, {gigabytes(peak.device)}",
         f"with {GPU_RESERVE / 1e9:.0f} GB for its context, {on_gpu / 1e9:.1f} GB: {enough}",
-        f"not planned: chapters 0 and 7 to 10; chapter 8 holds {controls / 1e9:.1f} GB of activations in memory",
+        "not planned: chapters 0, 7, 9 and 10, and the time of chapter 8",
     ]
     return "\n".join(lines)
 

@@ -284,6 +284,13 @@ def by_subset(prompts: Iterable[Prompt], n: int | None = None) -> dict[str, list
     return {subset: [p for p in prompts if p.subset == subset][:n] for subset in SUBSETS.values()}
 
 
+def at_most(prompts: Iterable[Prompt], n: int | None = None) -> list[Prompt]:
+    """The first `n` prompts of each subset, in the order in which they stand; all where `n` is left out."""
+    prompts = list(prompts)
+    chosen = {id(p) for subset in by_subset(prompts, n).values() for p in subset}
+    return [p for p in prompts if id(p) in chosen]
+
+
 def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]:
     """The objects of a JSONL file, each with its place (`file:line`); blank lines are skipped.
 

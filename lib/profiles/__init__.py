@@ -135,13 +135,22 @@ class Training(_Table):
 class Deltas(_Table):
     d_new: Annotated[list[PositiveInt], Field(min_length=1)]
     training: Training
-    retrain: Training | None = None
-    """Of a whole transcoder on the finetuned model, from the base's parameters on: what deltas are compared with. Left out
-    where that takes more memory than there is: five times the bases of all layers."""
     source: str | None = None
     """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
     revision: str | None = None
     """Of that source on the hub."""
+
+
+class Controls(_Table):
+    """What deltas are compared with in chapter 8, which holds activations of two models in memory."""
+
+    layers: Annotated[list[Layer], Field(min_length=1)] | None = None
+    """Those replaced together there, of the layers studied; all where it is left out."""
+    prompts: PositiveInt | None = None
+    """Of each kind at most, from which controls are made; all training and validation prompts where it is left out."""
+    retrain: Training | None = None
+    """Of a whole transcoder on the finetuned model, from the base's parameters on. Left out where there is no memory for
+    it: five times the bases of these layers."""
 
 
 class Memory(_Table):
@@ -218,6 +227,7 @@ class Profile(_Table):
     prompts: Prompts
     finetune: Finetune
     deltas: Deltas
+    controls: Controls = Controls()
     evaluation: Evaluation
     tool: Tool = CALCULATOR
     """The grammar of a call: `open before argument after close`."""

@@ -41,7 +41,7 @@ def material(tiny, plain, other, smoke):
         train=held(finetuned, 12, "train"), validation=held(finetuned, 4, "validation"),
         base_train=held(tiny, 12, "train"), base_validation=held(tiny, 4, "validation"),
         finetuned_mlps=dense, base_mlps={layer: DenseMLP(plain, layer) for layer in LAYERS},
-        d_new=4, settings=settings, retrain=smoke.deltas.retrain.model_copy(update={"steps": 60}),
+        d_new=4, settings=settings, retrain=smoke.controls.retrain.model_copy(update={"steps": 60}),
     )  # fmt: skip
 
 

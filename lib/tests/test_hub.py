@@ -205,7 +205,8 @@ def test_a_profile_with_a_wrong_layer_or_model_is_told_before_work(cache):
     real.repository(cache, p.transcoders.source, real.circuit_tracer, p.transcoders.revision)
     with pytest.raises(ValueError, match=r"transcoders\.layers has 5, but Qwen/Qwen3-0\.6B has layers 0 to 1"):
         models.check(p)
-    some = p.model_copy(update={"transcoders": p.transcoders.model_copy(update={"layers": [1]})})
+    studied = p.transcoders.model_copy(update={"layers": [1]})
+    some = p.model_copy(update={"transcoders": studied, "controls": profiles.Controls()})
     models.check(some)
     other = some.model_copy(update={"transcoders": some.transcoders.model_copy(update={"layout": "gemma-scope"})})
     with pytest.raises(ValueError, match="no file of layer 1 like layer_1/width_"):
@@ -243,9 +244,11 @@ def test_a_folder_serves_as_the_cache_does(name, kind, release, cache, tmp_path)
         update={
             "model": p.model.model_copy(update={"revision": None, "source": str(tmp_path / "model")}),
             "transcoders": p.transcoders.model_copy(update=at),
+            "controls": profiles.Controls(),
         }
     )
-    p = p.model_copy(update={"transcoders": p.transcoders.model_copy(update={"layers": None})})
+    all_layers = p.transcoders.model_copy(update={"layers": None})
+    p = p.model_copy(update={"transcoders": all_layers, "controls": profiles.Controls()})
     ids, found = torch.tensor([[5, 6, 7]]), []
     for profile in (p, here):
         models.check(profile)

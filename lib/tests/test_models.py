@@ -23,6 +23,15 @@ def test_layers_of(smoke):
         models.layers_of(chosen, 2)
 
 
+def test_controls_are_of_layers_that_are_studied(smoke):
+    def at(layers):
+        return smoke.model_copy(update={"controls": smoke.controls.model_copy(update={"layers": layers})})
+
+    assert models.control_layers(at(None), 2) == [0, 1] and models.control_layers(at([1]), 2) == [1]
+    with pytest.raises(ValueError, match=r"profile smoke: controls.layers has 7, but the layers studied are \[0, 1\]"):
+        models.control_layers(at([1, 7]), 2)
+
+
 def test_truncated_weights_are_named(folder, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)

@@ -66,7 +66,7 @@ def test_gemma_fits_a_gpu_of_24_gb_and_not_of_16(gemma):
         return plan.refusals(gemma.profile, list(needed(gemma, here).values()), here, plan.downloads(gemma))
 
     assert refused(24) == []
-    assert any("GPU memory, 17.2 GB are there; lower finetune.micro_batch" in line for line in refused(16))
+    assert any("GPU memory, 17.2 GB are there; lower evaluation.tokens_batch" in line for line in refused(16))
     assert "a GPU of 24 GB suffices" in plan.page(gemma, PLENTY, list(needed(gemma).values()), {})
 
 
@@ -78,6 +78,21 @@ def test_the_budget_decides_between_memory_and_files(gemma):
     roomy = gemma.profile.model_copy(update={"memory": profiles.Memory(data_gb=100, layers=2)})
     capture = needed(replace(gemma, profile=roomy))["3 capture"]
     assert capture.disk == {} and capture.device["inputs and targets"] == held
+
+
+def test_controls_hold_activations_of_two_models(gemma):
+    """By hand: inputs and outputs of three layers and two models, 4 bytes a number; an MLP has three matrices and two norms."""
+    need = needed(gemma)["8 controls"]
+    assert need.device["activations of two models"] == gemma.control_tokens * 3 * 2 * 2 * 2304 * 4
+    assert need.device["MLPs of two models"] == 3 * 2 * 4 * (3 * 2304 * 9216 + 2 * 2304)
+    assert 0.05 < gemma.control_tokens / gemma.tokens("train", "validation") < 0.2
+    everything = gemma.profile.model_copy(update={"controls": profiles.Controls()})
+    all_of_it = replace(gemma, profile=everything)
+    assert all_of_it.control_tokens == gemma.tokens("train", "validation")
+    lines = plan.refusals(everything, list(needed(all_of_it).values()), replace(PLENTY, host=64e9), {})
+    assert any(
+        "8 controls needs" in line and "lower controls.prompts or name fewer in controls.layers" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize(

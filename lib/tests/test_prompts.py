@@ -176,3 +176,10 @@ def test_a_source_of_copies_that_is_not_there_or_has_none_is_one_line(texts, tmp
     empty.write_text('{"text": "Too short 1."}\n')
     with pytest.raises(ValueError, match=r"short\.json: no copy prompts for the train split; add some"):
         prompts.splits(Prompts(train=1, validation=1, test=1, copies=str(empty)))
+
+
+def test_at_most_keeps_the_order():
+    asked = [prompts.generate(label, 5, "train", 0) for label in ("positive", "negative")]
+    mixed = [q for pair in zip(*asked, strict=True) for q in pair]
+    assert prompts.at_most(mixed) == mixed and prompts.at_most(mixed, 3) == mixed[:6]
+    assert prompts.at_most(mixed[1:], 1) == mixed[1:3]

@@ -57,7 +57,8 @@ def start(name: str, folder: Path) -> tuple[profiles.Profile, subprocess.Popen]:
     for key, write in (("model", functools.partial(real.save, model_type, ends=3.0)), ("transcoders", release)):
         real.repository(cache, table[key]["source"], write, table[key]["revision"])
     real.repository(cache, "allenai/c4", real.c4, C4, "datasets")
-    table["transcoders"].pop("layers", None)  # all of a small model
+    for key in ("transcoders", "controls"):
+        table.get(key, {}).pop("layers", None)  # all of a small model
     sized = {key: smaller(value, small[key]) if key in SIZES else value for key, value in table.items()}
     file = folder / f"test-{name}.toml"
     file.write_text(toml(sized))
