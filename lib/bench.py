@@ -390,7 +390,10 @@ def figure(table: pd.DataFrame, profile: Profile) -> None:
         autorange="reversed"
     )
     fig.update_layout(
-        height=160 + 36 * rows.row.nunique(), width=1250, legend=dict(orientation="h", y=1.01, x=1, xanchor="right")
+        height=200 + 36 * rows.row.nunique(),
+        width=1250,
+        margin_t=80,
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=1, xanchor="right"),
     )
     alt = "How many times longer the published procedure, other trainers and matrix products alone take than ours, by task."
     plots.save_figure(fig, profile.paths.figures / "bench_ratios", table, alt)

@@ -136,6 +136,12 @@ def brought(
     return stack, pd.DataFrame({"step": 0, "member": range(len(fvu)), "loss": torch.nan, "fvu": fvu, "l0": l0})
 
 
+def groups(profile: Profile, layers: list[int]) -> list[list[int]]:
+    """Layers whose bases and deltas are in memory together (`memory.layers`)."""
+    at_once = profile.memory.layers or len(layers)
+    return [layers[i : i + at_once] for i in range(0, len(layers), at_once)]
+
+
 def train_deltas(
     profile: Profile, model: LanguageModel, layers: list[int], train_on: list[Encoded], validate_on: list[Encoded]
 ) -> pd.DataFrame:
@@ -146,9 +152,8 @@ def train_deltas(
     they are taken from there instead. Returns the learning curves:
     `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
-    percentiles, at_once = profile.transcoders.percentiles, profile.memory.layers or len(layers)
-    curves, done = [], []
-    for chunk in (layers[i : i + at_once] for i in range(0, len(layers), at_once)):
+    percentiles, curves, done = profile.transcoders.percentiles, [], []
+    for chunk in groups(profile, layers):
         data, validation = targets(profile, model, chunk, percentiles, (train_on, validate_on))
         for d_new in profile.deltas.d_new:
             if profile.deltas.source:

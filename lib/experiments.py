@@ -39,10 +39,7 @@ def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], laye
     `full`, on all tokens but BOS; `ce*` the cross-entropy with it in place and `dce*` its rise over the
     untouched model, by `PARTS`.
     """
-    rows, at_once = [], profile.memory.layers or len(layers)
-    for chunk in (layers[i : i + at_once] for i in range(0, len(layers), at_once)):
-        rows += _exp1(profile, model, prompts, chunk)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(row for together in deltas.groups(profile, layers) for row in _exp1(profile, model, prompts, together))
 
 
 class Once:
