@@ -115,15 +115,18 @@ def test_replacing_by_something_else_does_change(tiny, plain, batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scope", ["all", "prompt"])
-def test_going_on_from_a_replacement_is_running_the_whole_model_with_it(tiny, batch, scope):
+def test_going_on_from_a_replacement_is_running_the_whole_model_with_it(folder, batch, scope, dtype):
+    """Bit for bit: the same operations in the same order."""
+    model = models.bridged(*models.load_hf(folder, dtype), "gemma-scope")
     low, top = (lambda x: torch.tanh(3 * x.roll(1, -1))), (lambda x: 2 * x.flip(-1))
     conditions = [{}, {0: low}, {1: top}, {0: low, 1: top}, {}]  # layer 1 is the last
-    for mlps, logits in zip(conditions, logits_under(tiny, batch, conditions, scope), strict=True):
-        with replaced(tiny, mlps, scope):
-            whole = tiny.hf(batch.ids, attention_mask=batch.attention).logits
-        assert torch.allclose(logits, whole, atol=1e-5)
-    assert hooks_left(tiny) == 0
+    for mlps, logits in zip(conditions, logits_under(model, batch, conditions, scope), strict=True):
+        with replaced(model, mlps, scope):
+            whole = model.hf(batch.ids, attention_mask=batch.attention).logits
+        assert torch.equal(logits, whole)
+    assert hooks_left(model) == 0
 
 
 @torch.no_grad()
