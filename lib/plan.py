@@ -176,6 +176,11 @@ def d_sae_of(profile: Profile) -> int:
     return int(name[1]) * {"": 1, "k": 2**10, "m": 2**20}[name[2]]
 
 
+def used(batches: list[Encoded]) -> int:
+    """Tokens without padding and the first of each row."""
+    return sum(int(batch.attention.sum()) - len(batch.ids) for batch in batches)
+
+
 @dataclass(frozen=True)
 class Work:
     """The shapes of a profile's work."""
@@ -200,7 +205,7 @@ class Work:
 
     @property
     def at_once(self) -> int:
-        return min(self.profile.memory.layers or len(self.layers), len(self.layers))
+        return len(deltas.groups(self.profile, self.layers)[0])
 
     @property
     def n_bytes(self) -> int:
@@ -221,7 +226,7 @@ class Work:
     def tokens(self, *splits: str, padded: bool = False) -> int:
         """Tokens whose activations are used; or, `padded`, all that go through the model."""
         batches = [batch for split in splits for batch in self.encoded[split]]
-        return sum(batch.ids.numel() if padded else int(batch.attention.sum()) - len(batch.ids) for batch in batches)
+        return sum(batch.ids.numel() for batch in batches) if padded else used(batches)
 
     @cached_property
     def longest(self) -> int:
@@ -239,7 +244,7 @@ class Work:
         asked = [
             q for split in ("train", "validation") for q in prompts.at_most(self.splits[split], self.profile.controls.prompts)
         ]
-        return sum(int(batch.attention.sum()) - len(batch.ids) for batch in encoding.streamed(self.tokenizer, asked, 64))
+        return used(encoding.streamed(self.tokenizer, asked, 64))
 
     @cached_property
     def mlp(self) -> int:
@@ -410,7 +415,7 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     n_tokens = work.tokens("train", "validation")
     held, to_files = deltas.held_size(p, n_tokens, work.at_once, n_percentiles, d)
     data = {} if to_files else {"inputs and targets": held}
-    groups = -(-n_layers // work.at_once)
+    groups = len(deltas.groups(p, work.layers))
     padded = work.tokens("train", "validation", padded=True)
     of_bases = n_tokens * n_layers * n_percentiles * base_flops
     bases = {"bases": work.at_once * n_percentiles * base}
@@ -468,7 +473,7 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         found.append(Need(
             name, behaviour, process | loading, flops, seconds, "lower evaluation.tokens_batch or evaluation.batch"
         ))  # fmt: skip
-    return [*found, controls(work, weights, process | loading, behaviour | {"bases": 0})]
+    return [*found, controls(work, weights, process | loading, behaviour)]
 
 
 def controls(work: Work, weights: dict[str, float], host: dict[str, float], behaviour: dict[str, float]) -> Need:
