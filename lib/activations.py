@@ -76,12 +76,13 @@ def count(model: LanguageModel, batches: Iterable[Encoded]) -> int:
 class Rows:
     """A tensor (*n, token, d_model) laid out token by token, in memory or in a file.
 
-    It has a tensor's `shape` and `device`, slices `rows[..., i:j, :]`, and `index_select(-2, pick)`: laid out so, tokens
-    drawn at random are copied whole, several times faster than layer by layer.
+    It has a tensor's `shape`, `dtype` and `device`, slices `rows[..., i:j, :]`, and `index_select(-2, pick)`: laid out
+    so, tokens drawn at random are copied whole, several times faster than layer by layer.
     """
 
     kept: Float[Tensor, "token *n d_model"] | BinaryIO
     shape: torch.Size
+    dtype: torch.dtype
     device: torch.device
 
     def __getitem__(self, index: tuple) -> Float[Tensor, "*n token d_model"]:
@@ -93,11 +94,16 @@ class Rows:
             some = self.kept.index_select(0, pick.to(self.device))
         else:
             # read, not mapped: the pages of a map would count as this process's memory; the system caches them either way
-            some = torch.empty(len(pick), *shape, d_model, pin_memory=self.device.type == "cuda")
-            to, size = memoryview(some.numpy()).cast("B"), 4 * math.prod(shape) * d_model
+            some = torch.empty(len(pick), *shape, d_model, dtype=self.dtype, pin_memory=self.device.type == "cuda")
+            to, size = _bytes(some), self.dtype.itemsize * math.prod(shape) * d_model
             for i, row in enumerate(pick.tolist()):
                 os.preadv(self.kept.fileno(), [to[i * size : (i + 1) * size]], row * size)
         return some.to(self.device, non_blocking=True).movedim(0, -2).contiguous()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """What a contiguous tensor in host memory holds; numpy has no bfloat16."""
+    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
 
 
 def hold(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None) -> tuple[Rows, ...]:
@@ -112,15 +118,15 @@ def hold(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None
         if not found:
             shapes = [torch.Size([*tensor.shape[:-2], n, tensor.shape[-1]]) for tensor in part]
             if folder:
-                _check_room(folder, sum(4 * shape.numel() for shape in shapes))
+                _check_room(folder, sum(t.element_size() * shape.numel() for t, shape in zip(part, shapes, strict=True)))
             for tensor, shape in zip(part, shapes, strict=True):
                 rows = (n, *shape[:-2], shape[-1])
-                kept = tempfile.TemporaryFile(dir=folder) if folder else torch.empty(rows, device=tensor.device)
-                found.append(Rows(kept, shape, tensor.device))
+                kept = tempfile.TemporaryFile(dir=folder) if folder else tensor.new_empty(rows)
+                found.append(Rows(kept, shape, tensor.dtype, tensor.device))
         for rows, tensor in zip(found, part, strict=True):
             some = tensor.movedim(-2, 0).contiguous()
             if folder:
-                rows.kept.write(some.cpu().numpy())
+                rows.kept.write(_bytes(some.cpu()))
             else:
                 rows.kept[start : start + len(some)] = some
         start += len(some)

@@ -8,8 +8,9 @@ other over ours, pair by pair, and its interval is of order statistics (`scipy.s
 the smallest and the largest ratio, which hold the median in 97% of cases. Rows of the same code are kept; an
 interrupted run goes on.
 
-`training` is of the whole grid, with all that is done once; `step` is a step of training of one delta and `many` of
-one of several that learn together, timed as `lib.trainers` says.
+`training` is of the whole grid, with all that is done once, both sides by the recipe of the profile, or the published
+procedure by its own (`as_published.RECIPE`); `step` is a step of training of one delta and `many` of one of several that
+learn together, timed as `lib.trainers` says.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from scipy.stats import linregress, quantile_test, t
 from lib import activations, as_published, deltas, encoding, experiments, models, plots, profiles, results, trainers
 from lib.encoding import tokens
 from lib.paths import ROOT
-from lib.profiles import Profile
+from lib.profiles import Profile, Training
 from lib.prompts import by_subset, read_jsonl
 from lib.trainers import SPARSIFY, Layers
 from lib.transcoders import Transcoder, save_npz
@@ -49,12 +50,12 @@ class Amount:
     runs: int = 6
     capture: int = 400
     """Prompts."""
-    exp1: int = 20
+    exp1: int = 50
     """Prompts of each kind, tool and copy; the published study had 20 in all."""
     exp2: int = 20
     """Prompts of each of the three subsets."""
-    cut: int = 30
-    """Training of the whole grid: of the profile's steps and prompts, one in so many, so that there are as many epochs."""
+    cut: int = 10
+    """Training of the whole grid: of a recipe's steps and of the prompts, one in so many, so that there are as many epochs."""
     shapes: tuple[tuple[int, int], ...] = ((640, 16384), (768, 24576), (2304, 16384))
     """d_model x d_sae of single layers with random weights and activations."""
     d_new: int = 128
@@ -167,28 +168,30 @@ class Workplace:
         splits = ("train", "validation")
         return [self.captured(self.model, split, len(self.prompts(split)) // self.amount.cut) for split in splits]
 
-    @property
-    def grid_profile(self) -> Profile:
-        learn = self.profile.deltas.training
-        steps = max(4, learn.steps // self.amount.cut)
-        training = learn.model_copy(update={"steps": steps, "patience": steps})
-        return self.scratch.model_copy(update={"deltas": self.profile.deltas.model_copy(update={"training": training})})
+    def recipe(self, **changes) -> Training:
+        """The profile's, or what it is with `changes`, so much shorter as there is less data."""
+        learn = self.profile.deltas.training.model_copy(update=changes)
+        steps, warmup = (max(4, n // self.amount.cut) for n in (learn.steps, learn.l1_warmup))
+        return learn.model_copy(update={"steps": steps, "l1_warmup": warmup, "patience": steps})
 
     def grid_ours(self) -> float:
-        profile, percentiles = self.grid_profile, self.profile.transcoders.percentiles
+        profile, percentiles, settings = self.scratch, self.profile.transcoders.percentiles, self.recipe()
         bases = deltas.load_bases(profile, self.model, self.layers, percentiles)
-        data, kept = ((held.x[:, None], deltas.left_by(bases, held.x, held.y)) for held in self.grid_data)
+        data, kept = (
+            (held.x[:, None].to(dtype), deltas.left_by(bases, held.x, held.y, dtype))
+            for held, dtype in zip(self.grid_data, deltas.dtypes(profile), strict=True)
+        )
         losses = []
         for d_new in profile.deltas.d_new:
-            stack, curve = deltas.fit(profile.deltas.training, data, kept, d_new, profile.seed)
+            stack, curve = deltas.fit(settings, data, kept, d_new, profile.seed)
             for (i, layer), (j, percentile) in product(enumerate(self.layers), enumerate(percentiles)):
                 save_npz(stack[i, j], deltas.delta_file(profile, self.model, layer, d_new, percentile))
             losses.append(curve.groupby("member").fvu.min().mean())
         return float(np.mean(losses))
 
-    def grid_published(self) -> float:
-        profile, (held, validation), losses = self.grid_profile, self.grid_data, []
-        settings, percentiles = profile.deltas.training, profile.transcoders.percentiles
+    def grid_published(self, **changes) -> float:
+        profile, (held, validation), losses = self.scratch, self.grid_data, []
+        settings, percentiles = self.recipe(**changes), profile.transcoders.percentiles
         for d_new in profile.deltas.d_new:
             shape = (len(self.layers), len(percentiles))
             starts = Transcoder.initialised(shape, self.model.d_model, d_new, profile.seed, settings.threshold)
@@ -246,10 +249,11 @@ def jobs(work: Workplace) -> Iterator[Job]:
 
     size = f"{n} layers, {amount.capture} prompts"
     yield whole("capture", size, work.capture_ours, work.capture_published)
-    steps = work.grid_profile.deltas.training.steps
     grid = f"{n} layers x {len(widths)} d_new x {len(percentiles)} percentiles"
-    size = f"{grid}, {steps} steps, 1/{amount.cut} of the prompts"
-    yield whole("training", size, work.grid_ours, work.grid_published, lambda: work.grid_data)
+    for recipe, changes in {"each its recipe": as_published.RECIPE, "one recipe": {}}.items():
+        size = f"{grid}, 1/{amount.cut} of the prompts, {recipe}"
+        theirs = functools.partial(work.grid_published, **changes)
+        yield whole("training", size, work.grid_ours, theirs, lambda: work.grid_data)
     size = f"{grid}, {2 * amount.exp1} prompts"
     yield whole("exp1", size, work.exp1_ours, work.exp1_published, lambda: work.model)
     size = f"{n} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
@@ -294,7 +298,8 @@ def growths(work: Workplace) -> Iterator[tuple[str, str, int, Callable[[int], fl
     """Task, what grows, its smallest size, and the seconds at a size."""
     profile, amount = work.profile, work.amount
     learn, d_model = profile.deltas.training, work.load()[0].config.hidden_size
-    settings = learn.model_copy(update={"batch": amount.batch, "steps": amount.steps, "check_every": amount.steps})
+    learn = learn.model_copy(update={"batch": amount.batch, "precision": "float32"})
+    settings = learn.model_copy(update={"steps": amount.steps, "check_every": amount.steps})
 
     def step(layers: int = 1, at_once: int = 1, d_new: int = 32) -> float:
         held = trainers.random_layers(layers, at_once, d_model, 8 * d_model, d_new, 2 * amount.batch)
@@ -304,7 +309,7 @@ def growths(work: Workplace) -> Iterator[tuple[str, str, int, Callable[[int], fl
         """The base once, then three epochs."""
         held = trainers.random_layers(1, 1, d_model, 8 * d_model, 32, tokens)
         steps = 3 * tokens // amount.batch
-        often = learn.model_copy(update={"batch": amount.batch, "steps": steps, "check_every": steps})
+        often = learn.model_copy(update={"steps": steps, "check_every": steps})
 
         def learn_all() -> None:
             target = deltas.left_by([[held.base]], held.x[:, 0], held.y[:, 0])

@@ -53,41 +53,52 @@ def load_pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, pe
 
 @torch.no_grad()
 def left_by(
-    bases: Sequence[Sequence[MLP]], x: Float[Tensor, "layer token d_model"], y: Float[Tensor, "layer token d_model"]
+    bases: Sequence[Sequence[MLP]],
+    x: Float[Tensor, "layer token d_model"],
+    y: Float[Tensor, "layer token d_model"],
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "layer base token d_model"]:
-    """What each base of each layer leaves, `y - base(x)`."""
+    """What each base of each layer leaves, `y - base(x)`, in `dtype`, and so the products of the bases."""
 
     def left(base: MLP, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat([b - base(a) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            return torch.cat([(b - base(a)).to(dtype) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
 
     of_layers = zip(bases, x, y, strict=True)
     return torch.stack([torch.stack([left(base, a, b) for base in of_layer]) for of_layer, a, b in of_layers])
 
 
-def held_size(profile: Profile, tokens: int, layers: int, percentiles: int, d_model: int) -> tuple[int, bool]:
-    """Bytes of the inputs and targets that deltas are trained and validated on, and whether they go to files."""
-    size = 4 * tokens * layers * (1 + percentiles) * d_model
+def dtypes(profile: Profile) -> tuple[torch.dtype, torch.dtype]:
+    """Of what deltas are trained on and of what they are validated on."""
+    return getattr(torch, profile.deltas.training.precision), torch.float32
+
+
+def held_size(profile: Profile, tokens: Sequence[int], layers: int, percentiles: int, d_model: int) -> tuple[int, bool]:
+    """Bytes of the inputs and targets of so many tokens of training and validation, and whether they go to files."""
+    a_number = layers * (1 + percentiles) * d_model
+    size = a_number * sum(n * dtype.itemsize for n, dtype in zip(tokens, dtypes(profile), strict=True))
     return size, size > profile.memory.data_gb * 1e9
 
 
 def targets(
     profile: Profile, model: LanguageModel, layers: list[int], percentiles: list[float], splits: Sequence[list[Encoded]]
 ) -> list[Batch]:
-    """For each split, inputs (layer, 1, token, d_model) and what the bases leave (layer, percentile, token, d_model).
+    """Of training and of validation, inputs (layer, 1, token, d_model) and what the bases leave of the outputs (layer,
+    percentile, token, d_model).
 
     One pass of the model for all layers, in which each base is run once on each token. Held in memory, or in
-    files under the profile's data where all splits together are more than `memory.data_gb`.
+    files under the profile's data where both splits together are more than `memory.data_gb`; see `dtypes`.
     """
     bases = load_bases(profile, model, layers, percentiles)
     counts = [activations.count(model, batches) for batches in splits]
-    _, to_files = held_size(profile, sum(counts), len(layers), len(percentiles), model.d_model)
+    _, to_files = held_size(profile, counts, len(layers), len(percentiles), model.d_model)
 
-    def parts(batches: list[Encoded]) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(batches: list[Encoded], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         for part in activations.stream(model, layers, tqdm(batches, desc="activations", mininterval=2)):
-            yield part.x[:, None], left_by(bases, part.x, part.y)
+            yield part.x[:, None].to(dtype), left_by(bases, part.x, part.y, dtype)
 
-    folder = profile.paths.data if to_files else None
-    return [activations.hold(parts(batches), n, folder) for batches, n in zip(splits, counts, strict=True)]
+    folder, each = profile.paths.data if to_files else None, zip(splits, counts, dtypes(profile), strict=True)
+    return [activations.hold(parts(batches, dtype), n, folder) for batches, n, dtype in each]
 
 
 def fit(
@@ -117,7 +128,7 @@ def _of(settings: Training, data: Batch, d_new: int, seed: int, frozen: tuple[st
     """What tells one training from another: its settings, the shape of its data and the first of them."""
     found = hashlib.sha256(json.dumps([settings.model_dump(), [*data[1].shape], d_new, seed, frozen]).encode())
     for tensor in data:
-        found.update(tensor[..., :256, :].contiguous().cpu().numpy())
+        found.update(tensor[..., :256, :].float().contiguous().cpu().numpy())
     return found.hexdigest()
 
 

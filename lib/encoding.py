@@ -57,6 +57,11 @@ def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: str = "trai
     return tokenizer(question(prompt.input)).input_ids, answer
 
 
+def length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+    """Tokens of a question and its answer."""
+    return sum(map(len, tokens(tokenizer, prompt)))
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], form: str = "training") -> Encoded:
     """One batch of prompts."""
     pairs = [tokens(tokenizer, prompt, form) for prompt in prompts]
@@ -78,4 +83,4 @@ def batches(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int
 
 def streamed(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int, form: str = "training") -> list[Encoded]:
     """Batches of prompts of like length, so that little is padding, where their order is of no account."""
-    return batches(tokenizer, sorted(prompts, key=lambda p: len(p.input) + len(p.target)), size, form)
+    return batches(tokenizer, sorted(prompts, key=lambda p: length(tokenizer, p)), size, form)

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import metrics, stats
-from lib.encoding import batches, bos_id, question, tokens
+from lib.encoding import batches, bos_id, length, question, tokens
 from lib.generation import continued
-from lib.hooks import MLP, logits_under, replaced
+from lib.hooks import MLP, by_lowest, logits_under, replaced
 from lib.models import LanguageModel
 from lib.profiles import Profile
 from lib.prompts import Prompt
@@ -64,22 +64,25 @@ def teacher_forced(
       `delta_acts`, and active features `base_l0` and `delta_l0` (of the highest layer replaced).
     """
     protocol, (call_id, *_) = profile.protocol, model.tokenizer(profile.tool.call("1+1"), add_special_tokens=False).input_ids
-    order = np.argsort([len(p.input) + len(p.target) for p in prompts])  # prompts of like length pad one another little
+    order = np.argsort([length(model.tokenizer, p) for p in prompts])  # prompts of like length pad one another little
     by_length = [prompts[i] for i in order]
     watched = [{i: Watched(mlp) if isinstance(mlp, BaseDelta) else mlp for i, mlp in c.items()} for c in conditions]
-    tables: list[list[pd.DataFrame]] = [[] for _ in conditions]
-    work = batches(model.tokenizer, by_length, profile.evaluation.tokens_batch, protocol.ce_format)
+    # conditions that begin at one layer share a batch: its prompts are the fewer, and pad one another the less
+    alike = max((len(some) for first, some in by_lowest(conditions) if first is not None), default=1)
+    rows = profile.evaluation.tokens_batch
+    found: list[list[dict[str, Tensor]]] = [[] for _ in conditions]  # of each condition, batch by batch
+    work = batches(model.tokenizer, by_length, max(1, rows // alike), protocol.ce_format)
     for batch in tqdm(work, desc=progress, disable=progress is None, mininterval=2):
         batch = batch.to(model.hf.device)
         is_bos = batch.ids == bos_id(model.tokenizer)
         acts_at = batch.attention.bool() & ~is_bos
         row, decides = torch.arange(len(is_bos), device=is_bos.device), batch.answer.int().argmax(1)
         copy_ids = batch.ids[row, is_bos[:, 0].long()]  # a copy begins as the question does
-        under = logits_under(model, batch, [RAW, *watched], protocol.scope)
-        raw = metrics.log_probs(next(under))
-        for logits, mlps, table in zip(under, watched, tables, strict=True):
+        under = logits_under(model, batch, [RAW, *watched], protocol.scope, rows)
+        kl_from_raw = metrics.kl_from(metrics.log_probs(next(under)))
+        for logits, mlps, parts in zip(under, watched, found, strict=True):
             log_p = metrics.log_probs(logits)
-            nats, kl = metrics.nats(log_p, batch.ids), metrics.kl(raw, log_p)
+            nats, kl = metrics.nats(log_p, batch.ids), kl_from_raw(log_p)
             likeliest = log_p.argmax(-1) == batch.ids[:, 1:]
             columns = {
                 "nats": (nats * batch.answer).sum(1),
@@ -95,8 +98,9 @@ def teacher_forced(
             if mlps and isinstance(top := mlps[max(mlps)], Watched):
                 columns |= {name: (value * acts_at).sum(1) for name, value in top.seen.items()}
                 columns["positions"] = acts_at.sum(1)
-            table.append(pd.DataFrame({name: value.cpu() for name, value in columns.items()}))
-    return [pd.concat(table).set_axis(order).sort_index() for table in tables]
+            parts.append(columns)
+    tables = ({name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]} for parts in found)
+    return [pd.DataFrame(table, index=order).sort_index() for table in tables]
 
 
 def generations(

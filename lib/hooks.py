@@ -7,7 +7,8 @@ makes one more, to repeat the published study.)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,7 @@ def capture(model: LanguageModel, names: list[str]) -> Iterator[dict[str, Tensor
 
         return hook
 
-    with model.bridge.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
+    with model.hooks([(name, keep(name)) for name in names]):
         yield cache
 
 
@@ -79,62 +80,74 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", 
     for layer, mlp in mlps.items():
         read, out = model.site.at(layer)
         hooks += [(read, remember(layer)), (out, write(layer, mlp))]
-    with model.bridge.hooks(fwd_hooks=hooks):
+    with model.hooks(hooks):
         yield
 
 
-class Skipped(torch.nn.Module):
-    """In place of a block: hands the residual stream on."""
+class HandsOn(torch.nn.Module):
+    """In place of a block: hands on the residual stream that it is given, or one of its own."""
+
+    def __init__(self, stream: Tensor | None = None):
+        super().__init__()
+        self.stream = stream
 
     def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
-        return hidden_states
+        return hidden_states if self.stream is None else self.stream
 
 
 @contextmanager
 def resumed(model: LanguageModel, layer: int, stream: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
-    """Inside the block forward passes skip the layers below `layer` and go on from the residual stream given.
-
-    Where `layer` is the number of layers, all are skipped.
-    """
+    """Inside the block forward passes skip all blocks up to that of `layer` and go on from what it is to have left."""
     blocks = model.bridge.blocks
-    below = list(blocks)[:layer]
-    entry = f"blocks.{layer}.hook_in" if layer < len(blocks) else "ln_final.hook_in"
+    skipped = list(blocks)[: layer + 1]
     try:
         for i in range(layer):
-            blocks[i] = Skipped()
-        with model.bridge.hooks(fwd_hooks=[(entry, lambda tensor, hook: stream)]):
-            yield
+            blocks[i] = HandsOn()
+        blocks[layer] = HandsOn(stream)
+        yield
     finally:
-        for i, block in enumerate(below):
+        for i, block in enumerate(skipped):
             blocks[i] = block
+
+
+def by_lowest(conditions: Sequence[Mapping[int, MLP]]) -> list[tuple[int | None, list[Mapping[int, MLP]]]]:
+    """Conditions that follow one another and have the same lowest layer, with that layer; None where none is replaced."""
+    return [(first, list(alike)) for first, alike in groupby(conditions, key=lambda mlps: min(mlps, default=None))]
 
 
 @torch.no_grad()
 def logits_under(
-    model: LanguageModel, batch: Encoded, conditions: Sequence[Mapping[int, MLP]], scope: str = "all"
+    model: LanguageModel, batch: Encoded, conditions: Sequence[Mapping[int, MLP]], scope: str = "all", rows: int = 0
 ) -> Iterator[Float[Tensor, "batch pos vocab"]]:
     """The logits of a batch with each set of MLPs in place, one after another; `{}` is the model as it is.
 
     A replacement leaves everything up to its lowest layer's MLP as it was, so that is run once for all: each
     condition begins with what its lowest MLP adds to the residual stream. All MLPs lowest at one layer are given
-    the very same input.
+    the very same input; such conditions, where they follow one another, run as one batch of up to `rows` rows.
     """
     batch, written = batch.to(model.hf.device), standing_in(model, scope)
+    n = len(batch.ids)
 
-    def forward() -> Tensor:
-        return model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
+    def forward(times: int = 1) -> Tensor:
+        ids, attention = batch.ids.repeat(times, 1), batch.attention.repeat(times, 1)
+        return model.hf(input_ids=ids, attention_mask=attention, use_cache=False).logits
 
     middle = "blocks.{}.ln2.hook_in"
     lowest = sorted({min(mlps) for mlps in conditions if mlps})
     with capture(model, [name for layer in lowest for name in (*model.site.at(layer), middle.format(layer))]) as seen:
         raw = forward()
     inputs = {layer: seen[model.site.at(layer)[0]].float() / model.site.scale(model.d_model) for layer in lowest}
-    for mlps in conditions:
-        if not mlps:
-            yield raw
-            continue
-        first, *above = sorted(mlps)
-        added = written(mlps[first], batch.ids, inputs[first], seen[model.site.at(first)[1]])
-        stream = seen[middle.format(first)] + added
-        with resumed(model, first + 1, stream), replaced(model, {layer: mlps[layer] for layer in above}, scope):
-            yield forward()
+
+    def together(first: int, some: Sequence[Mapping[int, MLP]]) -> Tensor:
+        added = [written(mlps[first], batch.ids, inputs[first], seen[model.site.at(first)[1]]) for mlps in some]
+        with ExitStack() as stack:
+            stack.enter_context(resumed(model, first, torch.cat([seen[middle.format(first)] + y for y in added])))
+            for i, mlps in enumerate(some):
+                if above := {layer: mlp for layer, mlp in mlps.items() if layer != first}:
+                    stack.enter_context(replaced(model, above, scope, slice(i * n, (i + 1) * n)))
+            return forward(len(some))
+
+    at_once = max(1, rows // n)
+    for first, alike in by_lowest(conditions):
+        for some in (alike[i : i + at_once] for i in range(0, len(alike), at_once)):
+            yield from [raw] * len(some) if first is None else together(first, some).split(n)

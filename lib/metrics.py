@@ -68,9 +68,15 @@ def nats(log_p: Float[Tensor, "batch pos-1 vocab"], ids: Int[Tensor, "batch pos"
     return torch.nn.functional.pad(loss, (1, 0))
 
 
-def kl(log_p: Float[Tensor, "batch pos-1 vocab"], log_q: Float[Tensor, "batch pos-1 vocab"]) -> Float[Tensor, "batch pos"]:
-    """KL(p || q) of the prediction of each token, in nats: p the model as it is, q the replaced one; 0 for the first."""
-    return torch.nn.functional.pad((log_p.exp() * (log_p - log_q)).sum(-1), (1, 0))
+def kl_from(
+    log_p: Float[Tensor, "batch pos-1 vocab"],
+) -> Callable[[Float[Tensor, "batch pos-1 vocab"]], Float[Tensor, "batch pos"]]:
+    """KL(p || q) of the prediction of each token, in nats, as a function of log q; 0 for the first token.
+
+    p is the model as it is, q the replaced one; of p is computed once what every q needs.
+    """
+    p = log_p.exp()
+    return lambda log_q: torch.nn.functional.pad(torch.linalg.vecdot(p, log_p - log_q), (1, 0))
 
 
 # --- the tool ---

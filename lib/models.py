@@ -1,13 +1,17 @@
 """Loading a model and its tokenizer, and putting transformer-lens hooks on that very model."""
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,6 +42,26 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         return self.hf.config.hidden_size
+
+    @cached_property
+    def points(self) -> dict[str, HookPoint]:
+        """Every hook point of the bridge, by each of its names."""
+        return self.bridge.hook_dict
+
+    @contextmanager
+    def hooks(self, hooks: Sequence[tuple[str, Callable]]) -> Iterator[None]:
+        """`bridge.hooks`, which makes that table anew for every name: some milliseconds each, as long as a block takes."""
+        self.bridge.context_level += 1
+        level, added = self.bridge.context_level, []
+        try:
+            for name, hook in hooks:
+                self.points[name].add_hook(hook, level=level)
+                added.append(self.points[name])
+            yield
+        finally:
+            for point in added:
+                point.remove_hooks(level=level)
+            self.bridge.context_level -= 1
 
     def at(self, site: str) -> "LanguageModel":
         """The same model, with transcoders reading and writing under another convention."""

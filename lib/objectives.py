@@ -49,7 +49,7 @@ def train_through(
         keep = kept(model.tokenizer, tokens)
         run = dict(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)
         with torch.no_grad(), capture(model, [name for site in sites.values() for name in site]) as seen:
-            raw = metrics.log_probs(model.hf(**run).logits)
+            kl_from_raw = metrics.kl_from(metrics.log_probs(model.hf(**run).logits))
         loss, active = torch.zeros((), device=keep.device), {}
         for layer, (read, write) in sites.items():
             x, y = seen[read][keep].float() / scale, seen[write][keep].float() / scale
@@ -60,7 +60,7 @@ def train_through(
                 loss = loss + of_mse * error / (y - y.mean(0)).square().sum() / len(sites)
         if of_kl:
             with torch.enable_grad(), replaced(model, current):
-                kl = metrics.kl(raw, metrics.log_probs(model.hf(**run).logits))
+                kl = kl_from_raw(metrics.log_probs(model.hf(**run).logits))
             loss = loss + of_kl * (kl * tokens.attention).sum() / tokens.attention.sum()
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 10, 2 * (1 - step / steps))

@@ -228,6 +228,11 @@ class Work:
         batches = [batch for split in splits for batch in self.encoded[split]]
         return sum(batch.ids.numel() for batch in batches) if padded else used(batches)
 
+    @property
+    def each_split(self) -> tuple[int, int]:
+        """Tokens that deltas are trained on, and validated on."""
+        return self.tokens("train"), self.tokens("validation")
+
     @cached_property
     def longest(self) -> int:
         return max(batch.ids.shape[1] for batches in self.encoded.values() for batch in batches)
@@ -359,7 +364,8 @@ def delta_step(work: Work) -> float:
     shape = work.at_once, len(work.profile.transcoders.percentiles)
     x = torch.randn(shape[0], 1, settings.batch, work.d_model, device=device)
     target = torch.randn(*shape, settings.batch, work.d_model, device=device)
-    few = x[..., :8, :], target[..., :8, :]
+    few, dtype = (x[..., :8, :], target[..., :8, :]), deltas.dtypes(work.profile)[0]
+    x, target = x.to(dtype), target.to(dtype)
     brief = settings.model_copy(update={"steps": 5, "check_every": 5})
     with redirect_stderr(io.StringIO()):  # progress bars of no interest
         return seconds_of(lambda: deltas.fit(brief, (x, target), few, max(work.profile.deltas.d_new), 0)) / brief.steps
@@ -413,7 +419,7 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
 
     # chapter 3: one pass of the model for each group of layers; then the deltas
     n_tokens = work.tokens("train", "validation")
-    held, to_files = deltas.held_size(p, n_tokens, work.at_once, n_percentiles, d)
+    held, to_files = deltas.held_size(p, work.each_split, work.at_once, n_percentiles, d)
     data = {} if to_files else {"inputs and targets": held}
     groups = len(deltas.groups(p, work.layers))
     padded = work.tokens("train", "validation", padded=True)
@@ -549,7 +555,7 @@ def duration(seconds: float) -> str:
 def page(work: Work, here: Machine, found: list[Need], to_download: dict[str, float]) -> str:
     """The plan, to be read."""
     p, tokens = work.profile, work.tokens("train", "validation")
-    held, to_files = deltas.held_size(p, tokens, work.at_once, len(p.transcoders.percentiles), work.d_model)
+    held, to_files = deltas.held_size(p, work.each_split, work.at_once, len(p.transcoders.percentiles), work.d_model)
     where = f"GPU of {here.gpu / 1e9:.1f} GB free" if here.gpu else "no GPU"
     counted = "" if work.own_tokenizer else ", at most: counted with nano's tokenizer, the model's own is not here"
     table = pd.DataFrame(

@@ -101,12 +101,12 @@ def train(
             break
         x, target = next(batches)
         if step == 0:
-            scale = _start(stack, x, target, l0, warm)
+            scale = _start(stack, x.float(), target.float(), l0, warm)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
         ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            f, found = gradients(stack, x, target, scale, settings.l1 * ramp)
+            active, found = gradients(stack, x, target, scale, settings.l1 * ramp)
         for name, parameter in stack.named_parameters():
             if parameter.requires_grad:
                 # fused Adam goes through memory in the parameter's order, whatever the gradient's is
@@ -114,8 +114,6 @@ def train(
         optimizer.step()
         with torch.no_grad():
             stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True))
-            # tokens at which each feature is active; as a matrix product, many times faster than a sum of booleans
-            active = (f.new_ones(1, f.shape[-2]) @ f.sign()).squeeze(-2).float()
             silent = (silent + x.shape[-2]).masked_fill(active > 0, 0)
             if "b_enc" not in frozen:
                 stack.b_enc.add_(2 * settings.lr * (silent > SILENCE))
@@ -130,7 +128,7 @@ def train(
                 best[name][gain] = value[gain]
             since_gain = (since_gain + 1).masked_fill(gain, 0)
             with torch.no_grad():
-                mse = (stack(x) * scale[..., None] - target).square().mean((-1, -2))
+                mse = (stack(x.float()) * scale[..., None] - target).square().mean((-1, -2))
             columns = [values.flatten().tolist() for values in (learning, mse, now, l0_now)]
             rows += [(step + 1, i, *values) for i, (on, *values) in enumerate(zip(*columns, strict=True)) if on]
             bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
@@ -152,8 +150,8 @@ def gradients(
     target: Float[Tensor, "*n token d_model"],
     scale: Float[Tensor, "*n 1"],
     l1: float,
-) -> tuple[Float[Tensor, "*n token d_sae"], dict[str, Tensor]]:
-    """The features, and the gradient of each member's loss by the name of the parameter.
+) -> tuple[Float[Tensor, "*n d_sae"], dict[str, Tensor]]:
+    """At how many tokens each feature is active, and the gradient of each member's loss by the name of the parameter.
 
     The loss is the mean of `(y - target / scale)^2` plus `l1 / scale` times the mean of f. Written out, for where there
     are fewer features than dimensions the error need not be formed: with `G = W_dec W_dec^T`,
@@ -179,9 +177,11 @@ def gradients(
             found["W_skip"] = shared(x.mT, error)
     squared = 2 / target.shape[-2:].numel()
     found = {name: gradient * squared for name, gradient in found.items()}
-    dp = df.mul_(squared).add_(l1 * one_over / f.shape[-2:].numel()).mul_(f.sign())
+    active = f.sign()
+    dp = df.mul_(squared).add_(l1 * one_over / f.shape[-2:].numel()).mul_(active)
     found["W_enc"], found["b_enc"] = shared(x.mT, dp), each @ dp
-    return f, {name: gradient.squeeze(-2) if name.startswith("b_") else gradient for name, gradient in found.items()}
+    found = {name: gradient.squeeze(-2) if name.startswith("b_") else gradient for name, gradient in found.items()}
+    return (each @ active).squeeze(-2).float(), found
 
 
 @torch.no_grad()

@@ -64,8 +64,9 @@ class Transcoder(nn.Module):
         """Feature activations, never negative."""
         p = shared(x, self.W_enc)
         p = p.add_(self.b_enc.unsqueeze(-2).to(p.dtype))
-        # a product takes a sixth of the time of `where`
-        return p.mul_(p > self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype))
+        # many times faster than `where` or a product with booleans
+        active = torch.gt(p.detach(), self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype), out=torch.empty_like(p))
+        return p.mul_(active)
 
     def decode(
         self, f: Float[Tensor, "*n token d_sae"], x: Float[Tensor, "*n token d_model"] | None = None

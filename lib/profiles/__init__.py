@@ -125,7 +125,7 @@ class Training(_Table):
     threshold: NonNegativeFloat = 0.0
     """Of the JumpReLU, where no L0 is aimed at."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products in training."""
+    """Of the matrix products in training; and of deltas, of what they are trained on."""
     check_every: PositiveInt = 100
     """Steps between two looks at the validation loss."""
     patience: PositiveInt = 10

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import activations, as_published, bench, deltas, experiments, paths, prompts, trainers
+from lib import activations, as_published, bench, deltas, encoding, experiments, paths, prompts, trainers
 from lib.training import train
 from lib.transcoders import Transcoder, save_npz
 
 AMOUNT = bench.Amount(
-    runs=2, capture=6, exp1=3, exp2=3, cut=1, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
+    runs=2, capture=6, exp1=3, exp2=3, cut=10, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
 )
 
 
@@ -40,7 +40,7 @@ def work(tmp_path_factory, folder, smoke, tiny):
 
 
 def test_one_line_at_a_time_captures_what_one_stream_does(work):
-    asked = sorted(work.prompts("train", 9), key=lambda p: len(p.input) + len(p.target))  # as ours streams them
+    asked = sorted(work.prompts("train", 9), key=lambda p: encoding.length(work.model.tokenizer, p))  # as ours streams them
     x, y = as_published.capture(work.load, work.layers, asked)
     held = work.captured(work.model, "train", 9)
     assert x.shape == held.x.shape and len(x[0]) > 100
@@ -118,8 +118,9 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
     assert list(table.columns[:9]) == bench.COLUMNS and not table.duplicated(bench.COLUMNS[:3]).any()
     assert {"capture", "training", "exp1", "exp2", "step", "many"} == set(table.task)
     assert (table[["ours_seconds", "other_seconds", "ratio"]] > 0).all().all() and (table.n == AMOUNT.runs).all()
-    grid = table[table.task == "training"].iloc[0]
-    assert grid.ours_loss == pytest.approx(grid.other_loss, rel=1e-3)
+    theirs, same = (row for _, row in table[table.task == "training"].iterrows())
+    assert same["size"].endswith("one recipe") and same.ours_loss == pytest.approx(same.other_loss, rel=1e-3)
+    assert theirs.ours_loss == same.ours_loss != theirs.other_loss
     assert not work.scratch.paths.data.exists()
     growth = pd.read_csv(work.profile.paths.results / "bench_growth.csv")
     assert (growth.exponent_low <= growth.exponent).all() and set(growth.of) >= {"layers", "d_new", "deltas at once", "tokens"}

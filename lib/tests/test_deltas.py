@@ -78,12 +78,38 @@ def test_what_a_base_leaves_by_hand(tiny, profile, encoded):
     assert torch.equal(again[..., everything, :], target[..., everything, :])
 
 
-def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded):
+def with_training(profile, **changes):
+    training = profile.deltas.training.model_copy(update=changes)
+    return profile.model_copy(update={"deltas": profile.deltas.model_copy(update={"training": training})})
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded, precision):
+    profile = with_training(profile, precision=precision)
     in_memory = trained(profile, tiny, encoded)
     in_files = trained(with_memory(profile, data_gb=0.0), tiny, encoded)
     assert same(in_memory, in_files)
     assert len(in_memory[1]) == 8 and not (in_memory[0].fvu == 1).all()
     assert {path.name for path in profile.paths.data.iterdir()} == {"deltas"}
+
+
+def test_half_precision_is_for_training_alone_and_learns_as_much(tiny, profile, encoded):
+    """Within rounding: targets, the size of what is held, and the validation loss, which is always on exact targets."""
+    percentiles, counts = [0.0, 1.0], [activations.count(tiny, split) for split in encoded]
+    found, sizes = {}, {}
+    for precision in ("float32", "bfloat16"):
+        this = with_training(profile, precision=precision, steps=150, check_every=150, lr=2e-2)
+        (x, target), check = deltas.targets(this, tiny, LAYERS, percentiles, encoded)
+        assert (x.dtype, target.dtype) == (getattr(torch, precision),) * 2 and check[1].dtype == torch.float32
+        stack, curves = deltas.fit(this.deltas.training, (x, target), check, 4, 0)
+        found[precision] = target[..., : counts[0], :].float(), check[1][..., : counts[1], :], curves.fvu
+        sizes[precision], _ = deltas.held_size(this, counts, len(LAYERS), len(percentiles), tiny.d_model)
+        assert stack.W_dec.dtype == torch.float32
+    (whole, check, fvu), (half, same_check, half_fvu) = found.values()
+    assert torch.equal(check, same_check) and not torch.equal(whole, half)
+    assert (half - whole).square().mean() < 1e-3 * whole.var()
+    assert sizes["float32"] - sizes["bfloat16"] == 2 * counts[0] * len(LAYERS) * 3 * tiny.d_model
+    assert (half_fvu - fvu).abs().max() < 0.05 < (1 - fvu).min()
 
 
 def test_layers_in_groups_learn_what_they_learn_together(tiny, profile, encoded):
@@ -155,12 +181,13 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("folder", [False, True])
-def test_rows_are_the_tensor(tmp_path, folder):
-    whole = torch.arange(2 * 3 * 50 * 4).view(2, 3, 50, 4).float()
+def test_rows_are_the_tensor(tmp_path, folder, dtype):
+    whole = torch.arange(2 * 3 * 50 * 4).view(2, 3, 50, 4).to(dtype)
     (rows,) = activations.hold(((part,) for part in whole.split(7, 2)), 50, tmp_path if folder else None)
     pick = torch.tensor([49, 3, 3, 0])
-    assert rows.shape == whole.shape
+    assert rows.shape == whole.shape and rows.dtype == rows[..., :2, :].dtype == dtype
     assert torch.equal(rows.index_select(-2, pick), whole[..., pick, :]) and torch.equal(rows[..., 4:9, :], whole[..., 4:9, :])
     assert rows.index_select(-2, pick).is_contiguous() and not list(tmp_path.iterdir())
 

@@ -130,6 +130,28 @@ def test_going_on_from_a_replacement_is_running_the_whole_model_with_it(folder, 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scope", ["all", "prompt"])
+def test_conditions_that_begin_at_one_layer_share_batches_of_so_many_rows(tiny, batch, scope, monkeypatch):
+    low, top = (lambda x: torch.tanh(3 * x.roll(1, -1))), (lambda x: 2 * x.flip(-1))
+    conditions = [{}, {0: low}, {0: top, 1: low}, {0: low, 1: top}, {1: top}, {0: low}]
+    apart, ran, forward = list(logits_under(tiny, batch, conditions, scope)), [], tiny.hf.forward
+
+    def counted(*args, **kwargs):
+        ran.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(tiny.hf, "forward", counted)
+    n = len(batch.ids)
+    for rows, of_three in ((0, [n, n, n]), (2 * n + 1, [2 * n, n]), (9 * n, [3 * n])):
+        ran.clear()
+        together = list(logits_under(tiny, batch, conditions, scope, rows))
+        assert ran == [n, *of_three, n, n]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
+    assert all(not torch.allclose(apart[i], apart[j], atol=1e-2) for i in range(5) for j in range(i))
+    assert torch.equal(apart[1], apart[5]) and hooks_left(tiny) == 0
+
+
+@torch.no_grad()
 def test_what_several_conditions_share_is_run_once(tiny, batch):
     calls = []
 
@@ -219,5 +241,8 @@ def test_hooks_are_gone_afterwards_also_after_an_exception(tiny, plain, batch):
         tiny.hf(batch.ids)
     with pytest.raises(KeyError), capture(tiny, ["blocks.0.hook_mlp_out"]):
         raise KeyError
+    with pytest.raises(KeyError, match="hook_no_such"), capture(tiny, ["blocks.0.hook_mlp_out", "hook_no_such"]):
+        pass
+    assert tiny.bridge.context_level == 0
     assert hooks_left(tiny) == 0
     assert torch.equal(tiny.hf(batch.ids).logits, plain(batch.ids).logits)
