@@ -29,10 +29,10 @@ from lib.tool import Tool
 from lib.transcoders import BaseDelta, Transcoder
 
 RECIPE = {"lr": 3e-3, "betas": [0.0, 0.999], "batch": 1024, "steps": 1500, "l1_warmup": 200, "precision": "float32"}
-"""How `nano`'s deltas were trained: Adam without momentum on large batches, the published betas, for nine epochs.
+"""For `nano`: the published betas, without momentum, and large batches, for nine epochs.
 
-Of the published batch, 2048, it has half, and of the published learning rate, 7e-5, forty times as much: both serve it
-better, with so few tokens.
+The batch is half the published 2048 and the learning rate forty times the published 7e-5, for both serve it better with so
+few tokens. At 1e-2, which at full length serves it best, it comes within 1% of the loss of ours, but still not below.
 """
 
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]

@@ -170,7 +170,7 @@ class Evaluation(_Table):
     batch: PositiveInt
     """Prompts generated at once."""
     tokens_batch: PositiveInt
-    """Prompts in a teacher-forced forward pass."""
+    """Rows in a teacher-forced forward pass: prompts, each once for every condition that shares the pass."""
 
 
 class OrganismModel(_Table):

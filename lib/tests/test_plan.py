@@ -71,8 +71,8 @@ def test_gemma_fits_a_gpu_of_24_gb_and_not_of_16(gemma):
 
 
 def test_the_budget_decides_between_memory_and_files(gemma):
-    """By hand: 2 layers at once, an input and three targets for each, 4 bytes a number."""
-    held = gemma.tokens("train", "validation") * 2 * 4 * 2304 * 4
+    """By hand: 2 layers at once, an input and three targets for each, 2 bytes a number of training and 4 of validation."""
+    held = (2 * gemma.tokens("train") + 4 * gemma.tokens("validation")) * 2 * 4 * 2304
     capture = needed(gemma)["3 capture"]
     assert capture.disk == {"inputs and targets": held} and "inputs and targets" not in capture.device
     roomy = gemma.profile.model_copy(update={"memory": profiles.Memory(data_gb=100, layers=2)})
