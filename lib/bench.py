@@ -5,7 +5,7 @@
 writes `results/bench.csv`, a row for each task, size and other; `results/bench_growth.csv`, how cost grows; and the
 figure `bench_ratios`. Ours and the other run by turns in one process, on the same data. `ratio` is the median of
 other over ours, pair by pair, and its interval is of order statistics (`scipy.stats.quantile_test`): with six pairs
-the smallest and the largest ratio, which hold the median in 97% of cases. Rows of the same code are kept; an
+the smallest and the largest ratio, which hold the median in 97% of cases. Rows of the same code and machine are kept; an
 interrupted run goes on.
 
 `training` is of the whole grid, with all that is done once, both sides by the recipe of the profile, or the published
@@ -31,7 +31,7 @@ import plotly.graph_objects as go
 import torch
 from scipy.stats import linregress, quantile_test, t
 
-from lib import activations, as_published, deltas, encoding, experiments, models, plots, profiles, results, trainers
+from lib import activations, as_published, deltas, encoding, experiments, models, plots, precision, profiles, results, trainers
 from lib.encoding import tokens
 from lib.paths import ROOT
 from lib.profiles import Profile, Training
@@ -288,7 +288,8 @@ def jobs(work: Workplace) -> Iterator[Job]:
 def run(job: Job, runs: int) -> dict:
     """The row of a job."""
     job.ready()
-    return {"task": job.task, "size": job.size, "other": job.other, **alternate(job.ours, job.theirs, runs)}
+    key = {"task": job.task, "size": job.size, "other": job.other}
+    return key | alternate(job.ours, job.theirs, runs) | {"machine": precision.machine()}
 
 
 # --- how cost grows ---
@@ -347,9 +348,9 @@ def grown(smallest: int, seconds: Callable[[int], float], most: int, runs: int) 
 
 
 def code(profile: Profile) -> str:
-    """A mark of the code, the profile and the versions that a row is from."""
+    """A mark of the code, the profile, the versions and the machine that a row is from."""
     parts = [file.read_bytes() for file in sorted((ROOT / "lib").glob("*.py"))]
-    parts += [profile.model_dump_json().encode(), torch.__version__.encode()]
+    parts += [text.encode() for text in (profile.model_dump_json(), torch.__version__, precision.machine())]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:10]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib import activations, imports
+from lib import activations, imports, precision
 from lib.encoding import Encoded
 from lib.hooks import MLP
 from lib.models import LanguageModel
@@ -58,11 +58,12 @@ def left_by(
     y: Float[Tensor, "layer token d_model"],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "layer base token d_model"]:
-    """What each base of each layer leaves, `y - base(x)`, in `dtype`, and so the products of the bases."""
+    """What each base of each layer leaves, `y - base(x)`, in `dtype`, as the products of the bases where the device can."""
+    products = precision.of_products(dtype, x.device)
 
     def left(base: MLP, x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            return torch.cat([(b - base(a)).to(dtype) for a, b in zip(x.split(8192), y.split(8192), strict=True)])
+        with torch.autocast(x.device.type, products, enabled=products != torch.float32):
+            return torch.cat([(b - base(a)).to(dtype) for a, b in zip(x.split(2048), y.split(2048), strict=True)])
 
     of_layers = zip(bases, x, y, strict=True)
     return torch.stack([torch.stack([left(base, a, b) for base in of_layer]) for of_layer, a, b in of_layers])

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from lib import hub
+from lib import hub, precision
 from lib.encoding import encode
 from lib.models import load_hf
 from lib.paths import replacing
@@ -113,7 +113,7 @@ def finetune(
             label_names=["labels"],
             report_to="none",
             disable_tqdm=False,
-            bf16=settings.precision == "bfloat16",
+            bf16=precision.of_products(getattr(torch, settings.precision), model.device) == torch.bfloat16,
             use_cpu=not torch.cuda.is_available(),
             seed=seed,
         ),

@@ -1,6 +1,7 @@
 """Loading a model and its tokenizer, and putting transformer-lens hooks on that very model."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -15,7 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lib import hub, imports
+from lib import hub, imports, precision
 from lib.profiles import Profile, local_or_hub
 from lib.sites import Site, site_for
 
@@ -72,11 +73,13 @@ def load_hf(source: Path | str, dtype: str, revision: str | None = None) -> tupl
     """A causal language model in evaluation mode, and its tokenizer, from a folder or the hub.
 
     Attention is eager: Gemma-2's soft-capping has no fused kernel. `ValueError`, one line, for what
-    cannot be fetched, and for a folder that lacks a file or holds a damaged one.
+    cannot be fetched, and for a folder that lacks a file or holds a damaged one. Warns of a dtype that is slow here.
     """
     folder = hub.folder(source, revision)
     check_weights(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    for note in precision.slow(getattr(torch, dtype), device):
+        warnings.warn(note, stacklevel=2)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device
     )

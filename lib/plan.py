@@ -36,7 +36,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from lib import deltas, encoding, models, profiles, prompts
+from lib import deltas, encoding, models, precision, profiles, prompts
 from lib.encoding import Encoded
 from lib.finetune import collate, with_lora
 from lib.imports import on_offer
@@ -337,7 +337,7 @@ def pace(work: Work, here: Machine) -> Pace:
     model = with_lora(hf, profile.finetune)
 
     def learn_once() -> None:
-        dtype = getattr(torch, profile.finetune.precision)
+        dtype = precision.of_products(getattr(torch, profile.finetune.precision), hf.device)
         with torch.autocast(hf.device.type, dtype, enabled=dtype != torch.float32):
             model(**batch).loss.backward()
 
@@ -577,6 +577,7 @@ def page(work: Work, here: Machine, found: list[Need], to_download: dict[str, fl
         f"parameters in {p.model.dtype}; bases of {work.d_sae} features",
         f"this machine: {here.host / 1e9:.1f} GB of memory and {here.disk / 1e9:.1f} GB of disk free, {where}; "
         f"{here.flops / 1e9:,.0f} GFLOP/s in {p.model.dtype}, {here.bandwidth / 1e9:.1f} GB/s",
+        *precision.slow(getattr(torch, p.model.dtype), "cuda" if here.gpu else "cpu"),
         f"prompts: {tokens:,} tokens to train and validate deltas on{counted}",
         f"downloads: {gigabytes(to_download)}",
         f"byte budget: {p.memory.data_gb:g} GB; inputs and targets of {work.at_once} of {len(work.layers)} layers at once, "

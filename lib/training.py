@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lib import precision
 from lib.paths import replacing
 from lib.profiles import Training
 from lib.transcoders import Transcoder, shared
@@ -93,13 +94,15 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         silent, best, best_fvu, scale = state["silent"], state["best"], state["best_fvu"], state["scale"]
         start, since_gain, rows = state["step"], state["since_gain"], state["rows"]
-    dtype = getattr(torch, settings.precision)
+    dtype = precision.of_products(getattr(torch, settings.precision), stack.b_enc.device)
     warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
     to_explain = variance(validation[1])
     for step in (bar := tqdm(range(start, settings.steps), desc=progress, mininterval=2)):
         if step % settings.check_every == 0 and (since_gain >= settings.patience).all():
             break
         x, target = next(batches)
+        if dtype == torch.float32:  # what is held in less
+            x, target = x.float(), target.float()
         if step == 0:
             scale = _start(stack, x.float(), target.float(), l0, warm)
         for group in optimizer.param_groups:

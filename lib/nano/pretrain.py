@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tqdm.auto import tqdm
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+from lib import precision
 from lib.nano.corpus import documents
 from lib.paths import replacing
 from lib.profiles import OrganismModel
@@ -140,7 +141,7 @@ def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkp
     rows = Rows(tokenizer, organism.context, f"train/{organism.seed}/{start}")
     rows.kinds = kinds
     began = time.time() - seconds
-    dtype = getattr(torch, organism.precision)
+    dtype = precision.of_products(getattr(torch, organism.precision), "cpu")
     loss_of = torch.compile(next_token_loss) if organism.compile else next_token_loss
     model.train()
     with tqdm(total=organism.steps, initial=start, desc="pretraining", mininterval=5) as bar:

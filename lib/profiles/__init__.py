@@ -102,7 +102,7 @@ class Finetune(_Table):
     micro_batch: PositiveInt
     """Prompts a forward pass; gradients are accumulated up to `batch`."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products in training."""
+    """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
     source: str | None = None
     """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
     revision: str | None = None
@@ -125,7 +125,7 @@ class Training(_Table):
     threshold: NonNegativeFloat = 0.0
     """Of the JumpReLU, where no L0 is aimed at."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products in training; and of deltas, of what they are trained on."""
+    """Of the matrix products in training, as for finetuning; and of deltas, of what they are trained on."""
     check_every: PositiveInt = 100
     """Steps between two looks at the validation loss."""
     patience: PositiveInt = 10
@@ -191,7 +191,7 @@ class OrganismModel(_Table):
     steps: PositiveInt
     lr: PositiveFloat
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products in training."""
+    """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
     compile: bool = False
     """By torch.compile, which needs a C++ compiler and a minute: worth it on long runs."""
     seed: int = 0

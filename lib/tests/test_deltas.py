@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import activations, deltas
+from lib import activations, deltas, precision
 from lib.encoding import batches
 from lib.paths import Paths
 from lib.profiles import Memory
@@ -83,9 +83,10 @@ def with_training(profile, **changes):
     return profile.model_copy(update={"deltas": profile.deltas.model_copy(update={"training": training})})
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded, precision):
-    profile = with_training(profile, precision=precision)
+@pytest.mark.parametrize(("asked", "instructions"), [("float32", True), ("bfloat16", True), ("bfloat16", False)])
+def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded, asked, instructions, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: instructions)
+    profile = with_training(profile, precision=asked)
     in_memory = trained(profile, tiny, encoded)
     in_files = trained(with_memory(profile, data_gb=0.0), tiny, encoded)
     assert same(in_memory, in_files)
@@ -93,20 +94,24 @@ def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded, precisi
     assert {path.name for path in profile.paths.data.iterdir()} == {"deltas"}
 
 
-def test_half_precision_is_for_training_alone_and_learns_as_much(tiny, profile, encoded):
+@pytest.mark.parametrize("instructions", [True, False])
+def test_half_precision_is_for_training_alone_and_learns_as_much(tiny, profile, encoded, instructions, monkeypatch):
     """Within rounding: targets, the size of what is held, and the validation loss, which is always on exact targets."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: instructions)
     percentiles, counts = [0.0, 1.0], [activations.count(tiny, split) for split in encoded]
     found, sizes = {}, {}
-    for precision in ("float32", "bfloat16"):
-        this = with_training(profile, precision=precision, steps=150, check_every=150, lr=2e-2)
+    for asked in ("float32", "bfloat16"):
+        this = with_training(profile, precision=asked, steps=150, check_every=150, lr=2e-2)
         (x, target), check = deltas.targets(this, tiny, LAYERS, percentiles, encoded)
-        assert (x.dtype, target.dtype) == (getattr(torch, precision),) * 2 and check[1].dtype == torch.float32
+        assert (x.dtype, target.dtype) == (getattr(torch, asked),) * 2 and check[1].dtype == torch.float32
         stack, curves = deltas.fit(this.deltas.training, (x, target), check, 4, 0)
-        found[precision] = target[..., : counts[0], :].float(), check[1][..., : counts[1], :], curves.fvu
-        sizes[precision], _ = deltas.held_size(this, counts, len(LAYERS), len(percentiles), tiny.d_model)
+        found[asked] = target[..., : counts[0], :].float(), check[1][..., : counts[1], :], curves.fvu
+        sizes[asked], _ = deltas.held_size(this, counts, len(LAYERS), len(percentiles), tiny.d_model)
         assert stack.W_dec.dtype == torch.float32
     (whole, check, fvu), (half, same_check, half_fvu) = found.values()
     assert torch.equal(check, same_check) and not torch.equal(whole, half)
+    # without instructions the base runs in float32, and only what is held is rounded
+    assert torch.equal(half, whole.bfloat16().float()) is not instructions
     assert (half - whole).square().mean() < 1e-3 * whole.var()
     assert sizes["float32"] - sizes["bfloat16"] == 2 * counts[0] * len(LAYERS) * 3 * tiny.d_model
     assert (half_fvu - fvu).abs().max() < 0.05 < (1 - fvu).min()
@@ -195,7 +200,7 @@ def test_rows_are_the_tensor(tmp_path, folder, dtype):
 GROWS = """
 import resource, sys, torch
 from pathlib import Path
-from lib import activations, deltas
+from lib import activations, deltas, precision
 from lib.profiles import load
 n, folder = int(sys.argv[1]), Path(sys.argv[2])
 part = torch.randn(4, 1, 1000, 32), torch.randn(4, 3, 1000, 32)
