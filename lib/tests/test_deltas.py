@@ -200,7 +200,7 @@ def test_rows_are_the_tensor(tmp_path, folder, dtype):
 GROWS = """
 import resource, sys, torch
 from pathlib import Path
-from lib import activations, deltas, precision
+from lib import activations, deltas
 from lib.profiles import load
 n, folder = int(sys.argv[1]), Path(sys.argv[2])
 part = torch.randn(4, 1, 1000, 32), torch.randn(4, 3, 1000, 32)
