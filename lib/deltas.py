@@ -59,19 +59,18 @@ def left_by(
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "layer base token d_model"]:
     """What each base of each layer leaves, `y - base(x)`, in `dtype`, as the products of the bases where the device can."""
-    products = precision.of_products(dtype, x.device)
-
-    def left(base: MLP, x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, products, enabled=products != torch.float32):
-            return torch.cat([(b - base(a)).to(dtype) for a, b in zip(x.split(2048), y.split(2048), strict=True)])
-
-    of_layers = zip(bases, x, y, strict=True)
-    return torch.stack([torch.stack([left(base, a, b) for base in of_layer]) for of_layer, a, b in of_layers])
+    left = y.new_empty(len(bases), len(bases[0]), *y.shape[1:], dtype=dtype)
+    with precision.products(dtype, x.device):
+        for i, of_layer in enumerate(bases):
+            for j, base in enumerate(of_layer):
+                for a, b, out in zip(x[i].split(2048), y[i].split(2048), left[i, j].split(2048), strict=True):
+                    torch.sub(b, base(a), out=out)
+    return left
 
 
 def dtypes(profile: Profile) -> tuple[torch.dtype, torch.dtype]:
     """Of what deltas are trained on and of what they are validated on."""
-    return getattr(torch, profile.deltas.training.precision), torch.float32
+    return getattr(torch, profile.memory.dtype), torch.float32
 
 
 def held_size(profile: Profile, tokens: Sequence[int], layers: int, percentiles: int, d_model: int) -> tuple[int, bool]:

@@ -337,8 +337,7 @@ def pace(work: Work, here: Machine) -> Pace:
     model = with_lora(hf, profile.finetune)
 
     def learn_once() -> None:
-        dtype = precision.of_products(getattr(torch, profile.finetune.precision), hf.device)
-        with torch.autocast(hf.device.type, dtype, enabled=dtype != torch.float32):
+        with precision.products(getattr(torch, profile.finetune.precision), hf.device):
             model(**batch).loss.backward()
 
     learn = seconds_of(learn_once) / batch["input_ids"].numel()

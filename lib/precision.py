@@ -1,5 +1,8 @@
 """In what precision matrix products are computed: what a profile asks for, where the device is made for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -11,6 +14,14 @@ def has_bfloat16(device: torch.device | str) -> bool:
 def of_products(asked: torch.dtype, device: torch.device | str) -> torch.dtype:
     """`asked`, or float32 where `asked` is slower than that."""
     return asked if asked != torch.bfloat16 or has_bfloat16(device) else torch.float32
+
+
+@contextmanager
+def products(asked: torch.dtype, device: torch.device | str) -> Iterator[torch.dtype]:
+    """Inside the block matrix products are in `of_products(asked, device)`, which it gives."""
+    dtype = of_products(asked, device)
+    with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+        yield dtype
 
 
 def slow(dtype: torch.dtype, device: torch.device | str) -> list[str]:

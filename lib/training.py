@@ -94,21 +94,20 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         silent, best, best_fvu, scale = state["silent"], state["best"], state["best_fvu"], state["scale"]
         start, since_gain, rows = state["step"], state["since_gain"], state["rows"]
-    dtype = precision.of_products(getattr(torch, settings.precision), stack.b_enc.device)
     warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
     to_explain = variance(validation[1])
     for step in (bar := tqdm(range(start, settings.steps), desc=progress, mininterval=2)):
         if step % settings.check_every == 0 and (since_gain >= settings.patience).all():
             break
         x, target = next(batches)
-        if dtype == torch.float32:  # what is held in less
-            x, target = x.float(), target.float()
         if step == 0:
             scale = _start(stack, x.float(), target.float(), l0, warm)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
         ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
-        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+        with precision.products(getattr(torch, settings.precision), x.device) as dtype:
+            if dtype == torch.float32:  # what is held in less
+                x, target = x.float(), target.float()
             active, found = gradients(stack, x, target, scale, settings.l1 * ramp)
         for name, parameter in stack.named_parameters():
             if parameter.requires_grad:

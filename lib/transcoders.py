@@ -62,8 +62,11 @@ class Transcoder(nn.Module):
 
     def encode(self, x: Float[Tensor, "*n token d_model"]) -> Float[Tensor, "*n token d_sae"]:
         """Feature activations, never negative."""
-        p = shared(x, self.W_enc)
-        p = p.add_(self.b_enc.unsqueeze(-2).to(p.dtype))
+        if self.W_enc.ndim == 2:
+            p = nn.functional.linear(x, self.W_enc.mT, self.b_enc)
+        else:
+            p = shared(x, self.W_enc)
+            p = p.add_(self.b_enc.unsqueeze(-2).to(p.dtype))
         # many times faster than `where` or a product with booleans
         active = torch.gt(p.detach(), self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype), out=torch.empty_like(p))
         return p.mul_(active)

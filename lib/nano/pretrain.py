@@ -141,7 +141,7 @@ def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkp
     rows = Rows(tokenizer, organism.context, f"train/{organism.seed}/{start}")
     rows.kinds = kinds
     began = time.time() - seconds
-    dtype = precision.of_products(getattr(torch, organism.precision), "cpu")
+    dtype = getattr(torch, organism.precision)
     loss_of = torch.compile(next_token_loss) if organism.compile else next_token_loss
     model.train()
     with tqdm(total=organism.steps, initial=start, desc="pretraining", mininterval=5) as bar:
@@ -149,7 +149,7 @@ def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkp
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, organism)
             ids = rows.batch(organism.batch)
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            with precision.products(dtype, "cpu"):
                 loss = loss_of(model, ids)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -125,7 +125,7 @@ class Training(_Table):
     threshold: NonNegativeFloat = 0.0
     """Of the JumpReLU, where no L0 is aimed at."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products in training, as for finetuning; and of deltas, of what they are trained on."""
+    """Of the matrix products in training, as for finetuning."""
     check_every: PositiveInt = 100
     """Steps between two looks at the validation loss."""
     patience: PositiveInt = 10
@@ -159,6 +159,8 @@ class Memory(_Table):
     data_gb: NonNegativeFloat = 8.0
     """Inputs and targets of the layers trained together, in GB (1e9 bytes), that are held in memory (the GPU's, where there
     is one); more than that goes to files under the profile's data."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of those that are trained on, and of the bases' products where targets are made; validation is in float32."""
     layers: PositiveInt | None = None
     """Layers whose deltas are trained together, each group after a pass of the model of its own; all where it is left out."""
 

@@ -12,7 +12,6 @@ import torch
 from lib import activations, deltas, precision
 from lib.encoding import batches
 from lib.paths import Paths
-from lib.profiles import Memory
 from lib.prompts import generate
 from lib.training import Checkpoint
 from lib.transcoders import Transcoder, load_npz, save_npz
@@ -42,7 +41,7 @@ def encoded(tiny):
 
 
 def with_memory(profile, **memory):
-    return profile.model_copy(update={"memory": Memory(**memory)})
+    return profile.model_copy(update={"memory": profile.memory.model_copy(update=memory)})
 
 
 def trained(profile, model, encoded):
@@ -83,10 +82,18 @@ def with_training(profile, **changes):
     return profile.model_copy(update={"deltas": profile.deltas.model_copy(update={"training": training})})
 
 
-@pytest.mark.parametrize(("asked", "instructions"), [("float32", True), ("bfloat16", True), ("bfloat16", False)])
-def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded, asked, instructions, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "learnt_in", "instructions"),
+    [
+        ("float32", "float32", True),
+        ("bfloat16", "float32", True),
+        ("bfloat16", "bfloat16", True),
+        ("bfloat16", "bfloat16", False),
+    ],
+)
+def test_files_give_the_same_deltas_and_are_gone(tiny, profile, encoded, dtype, learnt_in, instructions, monkeypatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: instructions)
-    profile = with_training(profile, precision=asked)
+    profile = with_training(with_memory(profile, dtype=dtype), precision=learnt_in)
     in_memory = trained(profile, tiny, encoded)
     in_files = trained(with_memory(profile, data_gb=0.0), tiny, encoded)
     assert same(in_memory, in_files)
@@ -101,7 +108,8 @@ def test_half_precision_is_for_training_alone_and_learns_as_much(tiny, profile, 
     percentiles, counts = [0.0, 1.0], [activations.count(tiny, split) for split in encoded]
     found, sizes = {}, {}
     for asked in ("float32", "bfloat16"):
-        this = with_training(profile, precision=asked, steps=150, check_every=150, lr=2e-2)
+        this = with_memory(profile, dtype=asked)
+        this = with_training(this, precision=asked, steps=150, check_every=150, lr=2e-2)
         (x, target), check = deltas.targets(this, tiny, LAYERS, percentiles, encoded)
         assert (x.dtype, target.dtype) == (getattr(torch, asked),) * 2 and check[1].dtype == torch.float32
         stack, curves = deltas.fit(this.deltas.training, (x, target), check, 4, 0)

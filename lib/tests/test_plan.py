@@ -75,7 +75,7 @@ def test_the_budget_decides_between_memory_and_files(gemma):
     held = (2 * gemma.tokens("train") + 4 * gemma.tokens("validation")) * 2 * 4 * 2304
     capture = needed(gemma)["3 capture"]
     assert capture.disk == {"inputs and targets": held} and "inputs and targets" not in capture.device
-    roomy = gemma.profile.model_copy(update={"memory": profiles.Memory(data_gb=100, layers=2)})
+    roomy = gemma.profile.model_copy(update={"memory": gemma.profile.memory.model_copy(update={"data_gb": 100})})
     capture = needed(replace(gemma, profile=roomy))["3 capture"]
     assert capture.disk == {} and capture.device["inputs and targets"] == held
 
