@@ -17,10 +17,11 @@ RUN = @$(PYTHON) -m lib.run
 
 # idle threads spin only briefly: chapters side by side (-j) would stall one another
 export GOMP_SPINCOUNT = 1000
-# glibc keeps freed memory instead of asking the system for zeroed pages at each large tensor
+# glibc keeps freed memory, in large pages, instead of asking the system for zeroed pages at each large tensor
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
+export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
 

@@ -182,8 +182,8 @@ class Workplace:
             for held, dtype in zip(self.grid_data, deltas.dtypes(profile), strict=True)
         )
         losses = []
-        for d_new in profile.deltas.d_new:
-            stack, curve = deltas.fit(settings, data, kept, d_new, profile.seed)
+        widths = profile.deltas.d_new
+        for d_new, (stack, curve) in zip(widths, deltas.fit(settings, data, kept, widths, profile.seed), strict=True):
             for (i, layer), (j, percentile) in product(enumerate(self.layers), enumerate(percentiles)):
                 save_npz(stack[i, j], deltas.delta_file(profile, self.model, layer, d_new, percentile))
             losses.append(curve.groupby("member").fvu.min().mean())
@@ -314,7 +314,7 @@ def growths(work: Workplace) -> Iterator[tuple[str, str, int, Callable[[int], fl
 
         def learn_all() -> None:
             target = deltas.left_by([[held.base]], held.x[:, 0], held.y[:, 0])
-            deltas.fit(often, (held.x, target), (held.x[..., :64, :], target[..., :64, :]), 32, 0)
+            deltas.fit(often, (held.x, target), (held.x[..., :64, :], target[..., :64, :]), [32], 0)
 
         return timed(learn_all)().seconds
 

@@ -123,7 +123,7 @@ def sparse(
     train, validation = (m.train, m.validation) if on == "finetuned" else (m.base_train, m.base_validation)
     settings = m.settings.model_copy(update=changes)
     data, check = ((a.x, m.left_by(mlps, a)) for a in (train, validation))
-    stack, _ = deltas.fit(settings, data, check, m.d_new, m.seed, frozen, progress="control")
+    [(stack, _)] = deltas.fit(settings, data, check, [m.d_new], m.seed, frozen, progress="control")
     return [stack[i] for i in range(len(m.layers))]
 
 
@@ -140,7 +140,7 @@ def retrained(m: Material) -> dict[int, Transcoder] | None:
     l0 = torch.stack([a.mean() for a in active])
     picks = activations.repeated(y.shape[-2], m.retrain.batch, m.seed)
     batches = ((x.index_select(1, pick), y.index_select(1, pick)) for pick in picks)
-    train(stack, batches, (m.validation.x, m.validation.y), m.retrain, l0, warm=True, progress="retraining")
+    train([stack], batches, (m.validation.x, m.validation.y), m.retrain, l0, warm=True, progress="retraining")
     return _each(m, lambda i, _: stack[i])
 
 

@@ -32,7 +32,8 @@ def load_bases(
     profile: Profile, model: LanguageModel, layers: Sequence[int], percentiles: Sequence[float]
 ) -> list[list[Transcoder]]:
     """Those of each layer at each percentile."""
-    return [[load_base(profile, model, layer, percentile)[0] for percentile in percentiles] for layer in layers]
+    offers = [imports.on_offer(profile.transcoders, layer, model.d_model) for layer in layers]
+    return [[offer[choose(list(offer), p)]().to(model.hf.device) for p in percentiles] for offer in offers]
 
 
 def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:
@@ -105,28 +106,30 @@ def fit(
     settings: Training,
     data: Batch,
     validation: Batch,
-    d_new: int,
+    widths: Sequence[int],
     seed: int,
     frozen: tuple[str, ...] = (),
     progress: str = "deltas",
     checkpoint: Path | None = None,
-) -> tuple[Transcoder, pd.DataFrame]:
-    """Deltas trained together, one for each leading index of the targets, and their learning curves.
+) -> list[tuple[Transcoder, pd.DataFrame]]:
+    """Deltas trained together: for each d_new of `widths` one for each leading index of the targets, and learning curves.
 
     `data` and `validation` are inputs and targets, (*n, token, d_model) each, as tensors or `activations.Rows`; inputs
     broadcast. Training that finds its own `checkpoint` goes on from it, to the same result.
     """
     x, target = data
-    stack = Transcoder.initialised(target.shape[:-2], target.shape[-1], d_new, seed, settings.threshold).to(x.device)
-    kept = checkpoint and Checkpoint(checkpoint, _of(settings, data, d_new, seed, frozen), x.device)
+    shape, d_model = target.shape[:-2], target.shape[-1]
+    stacks = [Transcoder.initialised(shape, d_model, d_new, seed, settings.threshold).to(x.device) for d_new in widths]
+    kept = checkpoint and Checkpoint(checkpoint, _of(settings, data, widths, seed, frozen), x.device)
     picks = islice(activations.repeated(target.shape[-2], settings.batch, seed), kept.step if kept else 0, None)
     batches = ((x.index_select(-2, pick), target.index_select(-2, pick)) for pick in picks)  # much faster than x[..., pick, :]
-    return stack, train(stack, batches, validation, settings, frozen=frozen, progress=progress, checkpoint=kept)
+    curves = train(stacks, batches, validation, settings, frozen=frozen, progress=progress, checkpoint=kept)
+    return list(zip(stacks, curves, strict=True))
 
 
-def _of(settings: Training, data: Batch, d_new: int, seed: int, frozen: tuple[str, ...]) -> str:
+def _of(settings: Training, data: Batch, widths: Sequence[int], seed: int, frozen: tuple[str, ...]) -> str:
     """What tells one training from another: its settings, the shape of its data and the first of them."""
-    found = hashlib.sha256(json.dumps([settings.model_dump(), [*data[1].shape], d_new, seed, frozen]).encode())
+    found = hashlib.sha256(json.dumps([settings.model_dump(), [*data[1].shape], list(widths), seed, frozen]).encode())
     for tensor in data:
         found.update(tensor[..., :256, :].float().contiguous().cpu().numpy())
     return found.hexdigest()
@@ -158,22 +161,21 @@ def train_deltas(
 ) -> pd.DataFrame:
     """Train and save the delta of every layer, d_new and percentile, on what its base leaves.
 
-    All layers (or `memory.layers` of them at once) and percentiles of one d_new are one stack and learn together.
+    All layers (or `memory.layers` of them at once), d_new and percentiles learn together, from the same batches.
     Interrupted, it goes on from its last checkpoint to the same result. Where the profile names a source of deltas,
     they are taken from there instead. Returns the learning curves:
     `layer, d_new, percentile, step, loss, fvu, l0`, where `fvu` is of the delta's own target.
     """
-    percentiles, curves, done = profile.transcoders.percentiles, [], []
+    percentiles, widths, curves, done = profile.transcoders.percentiles, profile.deltas.d_new, [], []
     for chunk in groups(profile, layers):
         data, validation = targets(profile, model, chunk, percentiles, (train_on, validate_on))
-        for d_new in profile.deltas.d_new:
-            if profile.deltas.source:
-                stack, curve = brought(profile, model, chunk, d_new, validation)
-            else:
-                kept = profile.paths.deltas / f"{model.site.name}.layers_{chunk[0]}_{chunk[-1]}_d_new_{d_new}.checkpoint"
-                done.append(kept)
-                settings, words = profile.deltas.training, f"deltas of {d_new} features"
-                stack, curve = fit(settings, data, validation, d_new, profile.seed, progress=words, checkpoint=kept)
+        if profile.deltas.source:
+            found = [brought(profile, model, chunk, d_new, validation) for d_new in widths]
+        else:
+            kept = profile.paths.deltas / f"{model.site.name}.layers_{chunk[0]}_{chunk[-1]}.checkpoint"
+            done.append(kept)
+            found = fit(profile.deltas.training, data, validation, widths, profile.seed, checkpoint=kept)
+        for d_new, (stack, curve) in zip(widths, found, strict=True):
             for i, layer in enumerate(chunk):
                 for j, percentile in enumerate(percentiles):
                     save_npz(stack[i, j], delta_file(profile, model, layer, d_new, percentile))

@@ -312,7 +312,7 @@ class Pace:
     decode: float
     """Of one more token for a batch of generations."""
     delta_step: float
-    """Of a step of the widest deltas of the layers trained together."""
+    """Of a step of the deltas trained together."""
 
 
 def reckoned(work: Work, here: Machine) -> Pace:
@@ -322,7 +322,7 @@ def reckoned(work: Work, here: Machine) -> Pace:
     learn = work.learning[2] / here.flops / (p.finetune.micro_batch * work.longest)
     decode = max(work.parameters * work.n_bytes / here.bandwidth, p.evaluation.batch * forward)
     numbers = work.at_once * len(p.transcoders.percentiles) * p.deltas.training.batch * work.d_model
-    step = 12 * numbers * max(p.deltas.d_new) / here.flops_float32 + 40 * numbers / here.bandwidth
+    step = 12 * numbers * sum(p.deltas.d_new) / here.flops_float32 + 40 * numbers / here.bandwidth
     return Pace(forward, learn, decode, step)
 
 
@@ -367,7 +367,7 @@ def delta_step(work: Work) -> float:
     x, target = x.to(dtype), target.to(dtype)
     brief = settings.model_copy(update={"steps": 5, "check_every": 5})
     with redirect_stderr(io.StringIO()):  # progress bars of no interest
-        return seconds_of(lambda: deltas.fit(brief, (x, target), few, max(work.profile.deltas.d_new), 0)) / brief.steps
+        return seconds_of(lambda: deltas.fit(brief, (x, target), few, work.profile.deltas.d_new, 0)) / brief.steps
 
 
 # --- what each part needs ---
@@ -432,18 +432,18 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         "lower memory.layers, memory.data_gb or evaluation.tokens_batch",
         {"inputs and targets": held} if to_files else {},
     ))  # fmt: skip
-    members, widest = work.at_once * n_percentiles, max(widths)
-    of_member = widest * (2 * d + 2) + d
+    members, together, widest = work.at_once * n_percentiles, sum(widths), max(widths)
+    of_member = together * (2 * d + 2) + len(widths) * d
     settings = p.deltas.training
     checks = settings.steps / settings.check_every * work.tokens("validation") / settings.batch / 3
-    steps = groups * len(widths) * settings.steps
+    steps = groups * settings.steps
     found.append(Need(
         "3 delta training",
         weights | data | {
             "parameters, Adam, best": 6 * 4 * members * of_member,
-            "a step": 4 * members * max(settings.batch, CHUNK) * (7 * d + 3 * widest),
+            "a step or a check": 4 * members * max(settings.batch * (7 * d + 4 * together), CHUNK * (7 * d + 3 * widest)),
         },
-        process | loading, steps * members * settings.batch * widest * (8 * d + 4 * widest),
+        process | loading, steps * members * settings.batch * together * (8 * d + 4 * together),
         steps * at.delta_step * (1 + checks / settings.steps),
         "lower memory.layers, memory.data_gb or deltas.training.batch",
         {"deltas": 4 * n_layers * n_percentiles * sum(k * (2 * d + 2) + d for k in widths)},

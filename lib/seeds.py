@@ -56,7 +56,7 @@ def anew(profile: Profile, seed: int, prompts: dict[str, list[Prompt]]) -> tuple
     layers, (d_new, percentile) = models.layers_of(profile, model.n_layers), experiments.widest(profile)
     splits = [_batches(profile, model, prompts[split]) for split in ("train", "validation")]
     data, check = deltas.targets(profile, model, layers, [percentile], splits)
-    stack, _ = deltas.fit(profile.deltas.training, data, check, d_new, seed, progress=f"seed {seed}")
+    [(stack, _)] = deltas.fit(profile.deltas.training, data, check, [d_new], seed, progress=f"seed {seed}")
     bases = [deltas.load_base(profile, model, layer, percentile)[0] for layer in layers]
     return model, {layer: BaseDelta(bases[i], stack[i, 0]) for i, layer in enumerate(layers)}
 

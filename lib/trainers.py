@@ -84,7 +84,7 @@ def our_step(layers: Layers, settings: Training) -> float:
     clock, x, target = Clock(), layers.x, layers.target
     drawn = clock.over(picks(layers, settings))
     batches = ((x.index_select(-2, pick), target.index_select(-2, pick)) for pick in drawn)
-    train(initialised(layers, settings), batches, (x[..., :64, :], target[..., :64, :]), settings)
+    train([initialised(layers, settings)], batches, (x[..., :64, :], target[..., :64, :]), settings)
     return clock.step(layers.n)
 
 

@@ -1,6 +1,6 @@
-"""The one trainer: a stack of transcoders, a stream of (x, target) batches, one optimizer.
+"""The one trainer: stacks of transcoders, a stream of (x, target) batches, one optimizer.
 
-All members of the stack learn at once, each on its own loss, from the same inputs and the same beginning;
+All members of all stacks learn at once, each on its own loss, from the same inputs and the same beginning;
 Adam treats their parameters apart and each stops by its own validation loss, so a member learns what it would
 learn alone. Bases and deltas differ in data only:
 
@@ -13,19 +13,19 @@ Features silent over the last `SILENCE` tokens have their bias raised until they
 """
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib import precision
 from lib.paths import replacing
 from lib.profiles import Training
-from lib.transcoders import Transcoder, shared
+from lib.transcoders import Transcoder, features, shared
 
 SILENCE = 20_000
 FLOOR = 1e-2  # of a threshold that is moved to hold an L0
@@ -58,8 +58,73 @@ class Checkpoint:
             torch.save({"of": self.of, **state}, temporary)
 
 
+class Learner:
+    """A stack in training: what its members have reached, and which of them are done."""
+
+    def __init__(self, stack: Transcoder, frozen: tuple[str, ...]):
+        for name, parameter in stack.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        self.stack, self.frozen, self.rows = stack, frozen, []
+        self.silent = torch.zeros_like(stack.b_enc)  # tokens since a feature was last active
+        self.best = {name: value.clone() for name, value in stack.state_dict().items()}
+        self.best_fvu = stack.b_enc.new_full(stack.b_enc.shape[:-1], torch.inf)
+        self.since_gain = torch.zeros_like(self.best_fvu)  # checks
+
+    def state(self) -> dict:
+        """To be kept in a checkpoint."""
+        return dict(vars(self), stack=self.stack.state_dict())
+
+    def go_on(self, state: dict) -> None:
+        """From a `state`."""
+        self.stack.load_state_dict(state["stack"])
+        vars(self).update({name: value for name, value in state.items() if name != "stack"})
+
+    @property
+    def learning(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.stack.parameters() if parameter.requires_grad]
+
+    def take(self, found: dict[str, Tensor]) -> None:
+        """The gradients of the next step."""
+        for name, parameter in self.stack.named_parameters():
+            if parameter.requires_grad:
+                # fused Adam goes through memory in the parameter's order, whatever the gradient's is
+                parameter.grad = found[name].to(parameter.dtype).contiguous()
+
+    @torch.no_grad()
+    def stepped(self, active: Float[Tensor, "*n d_sae"], tokens: int, lr: float, l0: Float[Tensor, "*n"] | None) -> None:
+        """After a step, on so many tokens, at so many of which each feature was active."""
+        self.stack.W_dec.div_(self.stack.W_dec.norm(dim=-1, keepdim=True))
+        self.silent = (self.silent + tokens).masked_fill(active > 0, 0)
+        if "b_enc" not in self.frozen:
+            self.stack.b_enc.add_(2 * lr * (self.silent > SILENCE))
+        if l0 is not None:
+            hold(self.stack, active.sum(-1) / tokens, l0, lr, FLOOR)
+
+    @torch.no_grad()
+    def check(self, step: int, batch: Batch, scale: Tensor, validation: Batch, to_explain: Tensor, patience: int) -> Tensor:
+        """Keep what each member has reached where it is its best; its FVU now."""
+        now, l0 = validate(_scaled(self.stack, scale), validation, to_explain)
+        learning = self.since_gain < patience
+        gain = learning & (now < self.best_fvu)
+        self.best_fvu = torch.where(gain, now, self.best_fvu)
+        for name, value in self.stack.state_dict().items():
+            self.best[name][gain] = value[gain]
+        self.since_gain = (self.since_gain + 1).masked_fill(gain, 0)
+        x, target = batch
+        mse = (self.stack(x.float()) * scale[..., None] - target).square().mean((-1, -2))
+        columns = [values.flatten().tolist() for values in (learning, mse, now, l0)]
+        self.rows += [(step, i, *values) for i, (on, *values) in enumerate(zip(*columns, strict=True)) if on]
+        return now
+
+    def finish(self, scale: Tensor) -> pd.DataFrame:
+        self.stack.load_state_dict(self.best)
+        self.stack.load_state_dict(_scaled(self.stack, scale).state_dict())
+        self.stack.requires_grad_(False)
+        return pd.DataFrame(self.rows, columns=["step", "member", "loss", "fvu", "l0"])
+
+
 def train(
-    stack: Transcoder,
+    stacks: Sequence[Transcoder],
     batches: Iterator[Batch],
     validation: Batch,
     settings: Training,
@@ -68,122 +133,116 @@ def train(
     warm: bool = False,
     progress: str = "training",
     checkpoint: Checkpoint | None = None,
-) -> pd.DataFrame:
-    """Train `stack` in place; each member ends with its best parameters by validation loss.
+) -> list[pd.DataFrame]:
+    """Train `stacks` of one shape but for their widths, in place; each member ends with its best parameters by validation loss.
 
-    `warm`: it goes on from the stack's parameters, instead of first moving them to the targets.
+    `warm`: they go on from their parameters, instead of first moving them to the targets.
     Parameters named in `frozen` keep what they began with, up to the scale of the targets.
     A `checkpoint` is written at every check. Where it holds the state of this training, that is gone on from, and
     `batches` begins at `checkpoint.step`; the result is the same, bit for bit.
-    Returns the learning curves, one row per check and member: `step`, `member` (its index in the
+    Returns the learning curves of each stack, one row per check and member: `step`, `member` (its index in the
     flattened leading dimensions), `loss` (mean squared error on the batch), `fvu` and `l0` on the
     validation tokens.
     """
-    for name, parameter in stack.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    learning = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+    learners = [Learner(stack, frozen) for stack in stacks]
+    learning = [parameter for learner in learners for parameter in learner.learning]
     optimizer = torch.optim.Adam(learning, lr=settings.lr, betas=tuple(settings.betas), fused=True)
-    silent = torch.zeros_like(stack.b_enc)  # tokens since a feature was last active
-    best = {name: value.clone() for name, value in stack.state_dict().items()}
-    best_fvu = stack.b_enc.new_full(stack.b_enc.shape[:-1], torch.inf)
-    since_gain = torch.zeros_like(best_fvu)  # checks; a member that has had `patience` of them is done
-    start, rows = 0, []
+    start = 0
     if checkpoint and checkpoint.state:
-        state = checkpoint.state
-        stack.load_state_dict(state["stack"])
-        optimizer.load_state_dict(state["optimizer"])
-        silent, best, best_fvu, scale = state["silent"], state["best"], state["best_fvu"], state["scale"]
-        start, since_gain, rows = state["step"], state["since_gain"], state["rows"]
+        start, scale = checkpoint.step, checkpoint.state["scale"]
+        optimizer.load_state_dict(checkpoint.state["optimizer"])
+        for learner, state in zip(learners, checkpoint.state["learners"], strict=True):
+            learner.go_on(state)
     warmup, decay = settings.steps // 20 + 1, settings.steps // 2 + 1
     to_explain = variance(validation[1])
     for step in (bar := tqdm(range(start, settings.steps), desc=progress, mininterval=2)):
-        if step % settings.check_every == 0 and (since_gain >= settings.patience).all():
+        if step % settings.check_every == 0 and all((one.since_gain >= settings.patience).all() for one in learners):
             break
         x, target = next(batches)
         if step == 0:
-            scale = _start(stack, x.float(), target.float(), l0, warm)
+            for stack in stacks:
+                scale = _start(stack, x.float(), target.float(), l0, warm)  # of the targets, so the same for all
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1, (step + 1) / warmup, (settings.steps - step) / decay)
         ramp = min(1, step / settings.l1_warmup) if settings.l1_warmup else 1
         with precision.products(getattr(torch, settings.precision), x.device) as dtype:
             if dtype == torch.float32:  # what is held in less
                 x, target = x.float(), target.float()
-            active, found = gradients(stack, x, target, scale, settings.l1 * ramp)
-        for name, parameter in stack.named_parameters():
-            if parameter.requires_grad:
-                # fused Adam goes through memory in the parameter's order, whatever the gradient's is
-                parameter.grad = found[name].to(parameter.dtype).contiguous()
+            of_each = gradients(stacks, x, target, scale, settings.l1 * ramp)
+        for learner, (_, found) in zip(learners, of_each, strict=True):
+            learner.take(found)
         optimizer.step()
-        with torch.no_grad():
-            stack.W_dec.div_(stack.W_dec.norm(dim=-1, keepdim=True))
-            silent = (silent + x.shape[-2]).masked_fill(active > 0, 0)
-            if "b_enc" not in frozen:
-                stack.b_enc.add_(2 * settings.lr * (silent > SILENCE))
-            if l0 is not None:
-                hold(stack, active.sum(-1) / x.shape[-2], l0, settings.lr, FLOOR)
+        for learner, (active, _) in zip(learners, of_each, strict=True):
+            learner.stepped(active, x.shape[-2], settings.lr, l0)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            now, l0_now = validate(_scaled(stack, scale), validation, to_explain)
-            learning = since_gain < settings.patience
-            gain = learning & (now < best_fvu)
-            best_fvu = torch.where(gain, now, best_fvu)
-            for name, value in stack.state_dict().items():
-                best[name][gain] = value[gain]
-            since_gain = (since_gain + 1).masked_fill(gain, 0)
-            with torch.no_grad():
-                mse = (stack(x.float()) * scale[..., None] - target).square().mean((-1, -2))
-            columns = [values.flatten().tolist() for values in (learning, mse, now, l0_now)]
-            rows += [(step + 1, i, *values) for i, (on, *values) in enumerate(zip(*columns, strict=True)) if on]
-            bar.set_postfix(fvu=f"{now.mean():.3f}", refresh=False)
+            now = [one.check(step + 1, (x, target), scale, validation, to_explain, settings.patience) for one in learners]
+            bar.set_postfix(fvu=f"{torch.stack(now).mean():.3f}", refresh=False)
             if checkpoint:
-                checkpoint.save(
-                    stack=stack.state_dict(), optimizer=optimizer.state_dict(), silent=silent, best=best, best_fvu=best_fvu,
-                    scale=scale, step=step + 1, since_gain=since_gain, rows=rows,
-                )  # fmt: skip
-    stack.load_state_dict(best)
-    stack.load_state_dict(_scaled(stack, scale).state_dict())
-    stack.requires_grad_(False)
-    return pd.DataFrame(rows, columns=["step", "member", "loss", "fvu", "l0"])
+                states = [learner.state() for learner in learners]
+                checkpoint.save(learners=states, optimizer=optimizer.state_dict(), scale=scale, step=step + 1)
+    return [learner.finish(scale) for learner in learners]
 
 
 @torch.no_grad()
 def gradients(
-    stack: Transcoder,
+    stacks: Sequence[Transcoder],
     x: Float[Tensor, "*n token d_model"],
     target: Float[Tensor, "*n token d_model"],
     scale: Float[Tensor, "*n 1"],
     l1: float,
-) -> tuple[Float[Tensor, "*n d_sae"], dict[str, Tensor]]:
-    """At how many tokens each feature is active, and the gradient of each member's loss by the name of the parameter.
+) -> list[tuple[Float[Tensor, "*n d_sae"], dict[str, Tensor]]]:
+    """For each stack, at how many tokens each feature is active, and the gradient of each member's loss by the name of
+    the parameter.
 
     The loss is the mean of `(y - target / scale)^2` plus `l1 / scale` times the mean of f. Written out, for where there
     are fewer features than dimensions the error need not be formed: with `G = W_dec W_dec^T`,
 
         (y - t) W_dec^T = f G + (b_dec - t) W_dec^T,   f^T (y - t) = f^T f W_dec + f^T (b_dec - t),
 
-    which takes four products over d_model, not five, and no pass over a matrix of tokens x d_model.
+    which takes four products over d_model, not five, and no pass over a matrix of tokens x d_model. In these products
+    the features of all stacks stand side by side: a few wide ones instead of many narrow ones. `of` says which feature is
+    whose, and masks what would mix stacks.
     """
-    f, one_over = stack.encode(x), 1 / scale[..., None]
-    W_dec, b_dec, n = stack.W_dec, stack.b_dec.unsqueeze(-2), target.shape[-2]
+    widths, n, one_over = [stack.d_sae for stack in stacks], target.shape[-2], 1 / scale[..., None]
+    unformed = stacks[0].W_skip is None and max(widths) < stacks[0].d_model
+    if len(stacks) > 1 and not unformed:
+        return [gradients([stack], x, target, scale, l1)[0] for stack in stacks]
+    W_enc, b_enc, threshold = (beside([getattr(stack, name) for stack in stacks]) for name in ("W_enc", "b_enc", "threshold"))
+    f = features(x, W_enc, b_enc, threshold)
     each = f.new_ones(1, n)  # sums over tokens as products: much faster than `sum`
+    of = torch.block_diag(*(f.new_ones(1, width) for width in widths))  # (stack, feature)
     found = {}
-    if stack.W_skip is None and stack.d_sae < stack.d_model:
-        total = each @ f
-        df = torch.addcmul(f @ (W_dec @ W_dec.mT) + b_dec @ W_dec.mT, target @ W_dec.mT, one_over, value=-1)
-        found["W_dec"] = (f.mT @ f) @ W_dec + total.mT @ b_dec - (f.mT @ target) * one_over
+    if unformed:
+        W_dec, b_dec = beside([stack.W_dec for stack in stacks], -2), torch.stack([stack.b_dec for stack in stacks], -2)
+        total, same = each @ f * of, of.mT @ of
+        df = f @ (W_dec @ W_dec.mT * same) + (b_dec @ W_dec.mT * of).sum(-2, keepdim=True)
+        df = torch.addcmul(df, target @ W_dec.mT, one_over, value=-1)
+        found["W_dec"] = (f.mT @ f * same) @ W_dec + total.mT @ b_dec - (f.mT @ target) * one_over
         found["b_dec"] = total @ W_dec + n * b_dec - (each @ target) * one_over
     else:
+        (stack,) = stacks
         error = torch.addcmul(stack.decode(f, x), target, one_over, value=-1)
-        df = error @ W_dec.mT
+        df = error @ stack.W_dec.mT
         found["W_dec"], found["b_dec"] = f.mT @ error, each @ error
         if stack.W_skip is not None:
             found["W_skip"] = shared(x.mT, error)
     squared = 2 / target.shape[-2:].numel()
     found = {name: gradient * squared for name, gradient in found.items()}
     active = f.sign()
-    dp = df.mul_(squared).add_(l1 * one_over / f.shape[-2:].numel()).mul_(active)
-    found["W_enc"], found["b_enc"] = shared(x.mT, dp), each @ dp
-    found = {name: gradient.squeeze(-2) if name.startswith("b_") else gradient for name, gradient in found.items()}
-    return (each @ active).squeeze(-2).float(), found
+    penalty = l1 * one_over / n * (of / of.sum(-1, keepdim=True)).sum(-2)
+    dp = df.mul_(squared).add_(penalty).mul_(active)
+    found["W_enc"], found["b_enc"] = shared(x.mT, dp), (each @ dp).squeeze(-2)
+    apart = {name: found[name].split(widths, dim) for name, dim in (("W_enc", -1), ("b_enc", -1), ("W_dec", -2))}
+    apart["b_dec"] = found["b_dec"].unbind(-2)
+    if "W_skip" in found:
+        apart["W_skip"] = [found["W_skip"]]
+    counts = (each @ active).squeeze(-2).float().split(widths, -1)
+    return [(count, {name: parts[i] for name, parts in apart.items()}) for i, count in enumerate(counts)]
+
+
+def beside(tensors: Sequence[Tensor], dim: int = -1) -> Tensor:
+    """Side by side in one; itself where there is but one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 @torch.no_grad()
@@ -202,7 +261,7 @@ def validate(stack: Transcoder, validation: Batch, to_explain: Float[Tensor, "*n
     error, active = 0.0, 0.0
     for a, b in zip(_chunks(x, chunk), _chunks(target, chunk), strict=True):
         f = stack.encode(a)
-        error = error + (stack.decode(f, a) - b).square().sum((-1, -2))
+        error = error + torch.linalg.vector_norm(stack.decode(f, a).sub_(b), dim=(-1, -2)).square()
         active = active + f.sign().sum((-1, -2))
     return error / to_explain, active / target.shape[-2]
 

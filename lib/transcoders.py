@@ -62,14 +62,7 @@ class Transcoder(nn.Module):
 
     def encode(self, x: Float[Tensor, "*n token d_model"]) -> Float[Tensor, "*n token d_sae"]:
         """Feature activations, never negative."""
-        if self.W_enc.ndim == 2:
-            p = nn.functional.linear(x, self.W_enc.mT, self.b_enc)
-        else:
-            p = shared(x, self.W_enc)
-            p = p.add_(self.b_enc.unsqueeze(-2).to(p.dtype))
-        # many times faster than `where` or a product with booleans
-        active = torch.gt(p.detach(), self.threshold.clamp(min=0).unsqueeze(-2).to(p.dtype), out=torch.empty_like(p))
-        return p.mul_(active)
+        return features(x, self.W_enc, self.b_enc, self.threshold)
 
     def decode(
         self, f: Float[Tensor, "*n token d_sae"], x: Float[Tensor, "*n token d_model"] | None = None
@@ -105,9 +98,26 @@ class Transcoder(nn.Module):
         return cls(*(parameter.expand(*shape, *parameter.shape).clone() for parameter in one))
 
 
+def features(
+    x: Float[Tensor, "*n token d_model"],
+    W_enc: Float[Tensor, "*n d_model d_sae"],
+    b_enc: Float[Tensor, "*n d_sae"],
+    threshold: Float[Tensor, "*n d_sae"],
+) -> Float[Tensor, "*n token d_sae"]:
+    """Activations of features: `relu(p)` where `p = x W_enc + b_enc` is above the threshold, else 0."""
+    if W_enc.ndim == 2:
+        p = nn.functional.linear(x, W_enc.mT, b_enc)
+    else:
+        p = shared(x, W_enc)
+        p = p.add_(b_enc.unsqueeze(-2).to(p.dtype))
+    # many times faster than `where` or a product with booleans
+    active = torch.gt(p.detach(), threshold.clamp(min=0).unsqueeze(-2).to(p.dtype), out=torch.empty_like(p))
+    return p.mul_(active)
+
+
 def shared(a: Float[Tensor, "*n i j"], b: Float[Tensor, "*n j k"]) -> Float[Tensor, "*n i k"]:
-    """`a @ b`, which would copy an `a` that many `b` share."""
-    return torch.einsum("...ij,...jk->...ik", a, b)
+    """`a @ b`, which would copy an `a` that many `b` share; contiguous, for products to come."""
+    return torch.einsum("...ij,...jk->...ik", a, b).contiguous()
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,8 @@ def make_transcoders(profile: Profile, organism: Organism, folder: Path, record:
             yield part.x[:, None], part.y[:, None]  # (layer, 1, token, d_model), for every level
 
     l0 = torch.tensor(settings.l0).expand(len(layers), n_levels)
-    history = train(
-        stack, batches(), (held_out.x[:, None], held_out.y[:, None]), settings.training, l0, progress="base transcoders"
-    )
+    validation = held_out.x[:, None], held_out.y[:, None]
+    [history] = train([stack], batches(), validation, settings.training, l0, progress="base transcoders")
     final = history[history.step == history.step.max()].set_index("member")
     with replacing(folder) as temporary:
         for member, (layer, level) in enumerate((i, j) for i in layers for j in range(n_levels)):

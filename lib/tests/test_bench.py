@@ -60,7 +60,7 @@ def test_a_delta_alone_with_its_base_recomputed_learns_what_the_stack_learns(wor
         return activations.repeated(target.shape[1], settings.batch, 3)
 
     batches = ((held.x[1, pick], target[:, pick].expand(2, -1, -1)) for pick in order())
-    curves = train(stack, batches, (kept.x[1], target_kept.expand(2, -1, -1)), settings)
+    [curves] = train([stack], batches, (kept.x[1], target_kept.expand(2, -1, -1)), settings)
     delta, loss = as_published.train_delta(start, base, (held.x[1], held.y[1]), (kept.x[1], kept.y[1]), order(), settings)
     assert loss == pytest.approx(curves[curves.member == 1].fvu.min(), rel=1e-3)
     assert loss < curves[curves.member == 1].fvu.max() - 0.05  # something was learned

@@ -66,7 +66,7 @@ def learned(smoke, bases, train, validation, seed, steps):
     data, check = (
         (a.x, torch.stack([a.y[i] - bases[layer](a.x[i]) for i, layer in enumerate(LAYERS)])) for a in (train, validation)
     )
-    stack, _ = deltas.fit(settings, data, check, D_NEW, seed)
+    [(stack, _)] = deltas.fit(settings, data, check, [D_NEW], seed)
     return {layer: BaseDelta(bases[layer], stack[i]) for i, layer in enumerate(LAYERS)}
 
 

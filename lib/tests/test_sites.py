@@ -153,7 +153,7 @@ def fitted(x, y, d_sae=2048):
 def trained(x, y):
     """A transcoder trained until it has next to no error on these tokens."""
     stack = Transcoder.initialised((), x.shape[-1], 512, 0)
-    train(stack, repeat((x, y)), (x, y), Training(lr=1e-2, batch=len(x), steps=1000, patience=100))
+    train([stack], repeat((x, y)), (x, y), Training(lr=1e-2, batch=len(x), steps=1000, patience=100))
     return stack
 
 

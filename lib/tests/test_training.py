@@ -28,7 +28,7 @@ def test_a_planted_delta_is_recovered():
     x, y, true = planted()
     stack = Transcoder.initialised((2,), 16, 8, 1, threshold=0.001)
     settings = SETTINGS.model_copy(update={"steps": 2000, "l1": 1e-3})  # the penalty keeps a feature from splitting in two
-    curves = train(stack, stream(x[:5000], y[:5000], 256, (1,)), (x[5000:], y[5000:]), settings)
+    [curves] = train([stack], stream(x[:5000], y[:5000], 256, (1,)), (x[5000:], y[5000:]), settings)
     assert curves[curves.step == curves.step.max()].fvu.max() < 0.1
     stack = stack[0]
     similarity = torch.cosine_similarity(true.W_dec[:, None], stack.W_dec[None], dim=-1)
@@ -39,7 +39,7 @@ def test_l0_is_what_was_aimed_at():
     x, y, _ = planted(32)
     target = torch.tensor([2.0, 6.0])
     stack = Transcoder.initialised((2,), 16, 64, 1)
-    train(stack, stream(x, y, 256, (1,)), (x, y), SETTINGS, target)
+    train([stack], stream(x, y, 256, (1,)), (x, y), SETTINGS, target)
     _, l0 = validate(stack, (x, y), variance(y))
     assert torch.allclose(l0, target, rtol=0.15)
     assert (stack.threshold.amax(-1) == stack.threshold.amin(-1)).all()
@@ -50,7 +50,7 @@ def test_l1_makes_fewer_features_active():
     l0 = []
     for l1 in (0.0, 0.3):
         stack = Transcoder.initialised((), 16, 32, 1, threshold=0.001)
-        train(stack, stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"l1": l1}))
+        train([stack], stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"l1": l1}))
         l0.append(validate(stack, (x, y), variance(y))[1].item())
     assert l0[1] < 0.7 * l0[0]
 
@@ -60,9 +60,21 @@ def test_members_do_not_influence_one_another():
     both = Transcoder.initialised((2,), 16, 8, 3, threshold=0.001)
     alone = Transcoder(*(getattr(both, n).detach()[0].clone() for n in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")))
     short = SETTINGS.model_copy(update={"steps": 60})
-    train(both, stream(x, y, 256, (1,)), (x, y), short)
-    train(alone, stream(x, y, 256), (x, y), short)
+    train([both], stream(x, y, 256, (1,)), (x, y), short)
+    train([alone], stream(x, y, 256), (x, y), short)
     assert torch.allclose(both[0](x), alone(x), atol=1e-4)
+
+
+def test_stacks_of_several_widths_do_not_influence_one_another():
+    x, y, _ = planted()
+    short = SETTINGS.model_copy(update={"steps": 60, "l1": 1e-3})
+    together, alone = ([Transcoder.initialised((2,), 16, d_sae, 3, threshold=0.001) for d_sae in (4, 8)] for _ in range(2))
+    curves = train(together, stream(x, y, 256, (1,)), (x, y), short)
+    for stack, same, curve in zip(together, alone, curves, strict=True):
+        [own] = train([same], stream(x, y, 256, (1,)), (x, y), short)
+        assert torch.allclose(stack(x), same(x), atol=1e-4)
+        assert curve[["step", "member"]].equals(own[["step", "member"]])
+        assert curve.fvu.to_numpy() == pytest.approx(own.fvu.to_numpy(), abs=1e-4)
 
 
 def test_the_best_parameters_are_kept_and_training_stops():
@@ -71,7 +83,7 @@ def test_the_best_parameters_are_kept_and_training_stops():
     held_out = torch.randn(500, 16), torch.randn(500, 16)
     stack = Transcoder.initialised((), 16, 64, 0)
     settings = Training(lr=1e-2, batch=64, steps=2000, check_every=10, patience=3)
-    curves = train(stack, stream(x, noise, 64), held_out, settings)
+    [curves] = train([stack], stream(x, noise, 64), held_out, settings)
     assert curves.step.max() < 2000
     assert validate(stack, held_out, variance(held_out[1]))[0].item() <= curves.fvu.min() + 1e-5
 
@@ -79,7 +91,7 @@ def test_the_best_parameters_are_kept_and_training_stops():
 def test_decoder_rows_stay_of_length_one():
     x, y, _ = planted()
     stack = Transcoder.initialised((), 16, 8, 0)
-    train(stack, stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"steps": 20}))
+    train([stack], stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"steps": 20}))
     assert torch.allclose(stack.W_dec.norm(dim=-1), torch.ones(8), atol=1e-5)
 
 
@@ -104,24 +116,30 @@ def test_the_buffer_hands_out_each_token_once(tiny):
     assert (nearest.bincount().float().mean() <= 1.2).item()
 
 
-@pytest.mark.parametrize("d_sae", [5, 40], ids=["fewer features than dimensions", "more"])
+WIDTHS = {"fewer features than dimensions": [5], "more": [40], "several": [3, 5, 2], "several, one of more": [3, 40]}
+
+
+@pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS.keys())
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "affine skip"])
-def test_gradients_are_those_of_autograd(d_sae, skip):
+def test_gradients_are_those_of_autograd(widths, skip):
     torch.manual_seed(0)
     d, n, l1 = 16, 50, 0.3
     x, target = torch.randn(2, 1, n, d).double(), 3 * torch.randn(2, 3, n, d).double()
     scale = 1 + torch.rand(2, 3, 1).double()
-    one = Transcoder.initialised((2, 3), d, d_sae, 0, threshold=0.2).tensors
-    tensors = {name: tensor.double() + 0.1 * torch.randn(tensor.shape).double() for name, tensor in one.items()}
-    stack = Transcoder(**tensors, **({"W_skip": torch.randn(2, 3, d, d).double()} if skip else {}))
-    active, found = gradients(stack, x, target, scale, l1)
 
-    p = x @ stack.W_enc + stack.b_enc[..., None, :]
-    by_hand = p * (p > stack.threshold.clamp(min=0)[..., None, :])
-    y = by_hand @ stack.W_dec + stack.b_dec[..., None, :] + (x @ stack.W_skip if skip else 0)
-    squared = (y - target / scale[..., None]).square().mean((-1, -2))
-    (squared + l1 / scale[..., 0] * by_hand.mean((-1, -2))).sum().backward()
-    assert torch.equal(active, (by_hand > 0).sum(-2).float()) and 0.05 < active.mean() / n < 0.95
-    assert found.keys() == dict(stack.named_parameters()).keys()
-    for name, parameter in stack.named_parameters():
-        assert torch.allclose(found[name], parameter.grad, atol=1e-12), name
+    def stack(d_sae):
+        one = Transcoder.initialised((2, 3), d, d_sae, 0, threshold=0.2).tensors
+        tensors = {name: tensor.double() + 0.1 * torch.randn(tensor.shape).double() for name, tensor in one.items()}
+        return Transcoder(**tensors, **({"W_skip": torch.randn(2, 3, d, d).double()} if skip else {}))
+
+    stacks = [stack(d_sae) for d_sae in widths]
+    for stack, (active, found) in zip(stacks, gradients(stacks, x, target, scale, l1), strict=True):
+        p = x @ stack.W_enc + stack.b_enc[..., None, :]
+        by_hand = p * (p > stack.threshold.clamp(min=0)[..., None, :])
+        y = by_hand @ stack.W_dec + stack.b_dec[..., None, :] + (x @ stack.W_skip if skip else 0)
+        squared = (y - target / scale[..., None]).square().mean((-1, -2))
+        (squared + l1 / scale[..., 0] * by_hand.mean((-1, -2))).sum().backward()
+        assert torch.equal(active, (by_hand > 0).sum(-2).float()) and 0.05 < active.mean() / n < 0.95
+        assert found.keys() == dict(stack.named_parameters()).keys()
+        for name, parameter in stack.named_parameters():
+            assert torch.allclose(found[name], parameter.grad, atol=1e-12), name

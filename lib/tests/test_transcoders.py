@@ -252,6 +252,6 @@ def test_a_stack_with_a_skip_is_retrained_with_it(smoke):
     stack = Transcoder(**one.tensors, W_skip=torch.randn(2, 6, 6))
     y = stack(x).detach()
     settings = smoke.controls.retrain.model_copy(update={"lr": 1e-5, "steps": 2})
-    curve = train(stack, iter([(x, y)] * 3), (x, y), settings, warm=True)
+    [curve] = train([stack], iter([(x, y)] * 3), (x, y), settings, warm=True)
     assert curve.fvu.max() < 1e-3 and stack.W_skip is not None
     assert torch.allclose(stack(x), y, atol=0.05)
