@@ -15,8 +15,8 @@ CHAPTERS := $(patsubst notebooks/%.ipynb,$(BUILD)/%.ipynb,$(sort $(wildcard note
 SOURCES := $(wildcard lib/*.py lib/profiles/*.py lib/nano/*.py)
 RUN = @$(PYTHON) -m lib.run
 
-# idle threads spin only briefly: chapters side by side (-j) would stall one another
-export GOMP_SPINCOUNT = 1000
+# idle threads spin only briefly; chapters side by side (-j) would stall one another
+export GOMP_SPINCOUNT = $(if $(findstring -j,$(MAKEFLAGS)),1000,10000)
 # glibc keeps freed memory, in large pages, instead of asking the system for zeroed pages at each large tensor
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
