@@ -110,7 +110,7 @@ class Finetune(_Table):
 
 
 class Training(_Table):
-    """How a stack of transcoders is trained: deltas, and the organism's own base."""
+    """How transcoders are trained: deltas, and the organism's own base."""
 
     lr: PositiveFloat
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
