@@ -23,17 +23,24 @@ from lib.transcoders import BaseDelta, Transcoder, choose, load_npz, save_npz
 
 def load_base(profile: Profile, model: LanguageModel, layer: int, percentile: float) -> tuple[Transcoder, float]:
     """The base transcoder of a layer at a percentile of the L0 levels on offer, and its average L0."""
-    offer = imports.on_offer(profile.transcoders, layer, model.d_model)
-    l0 = choose(list(offer), percentile)
-    return offer[l0]().to(model.hf.device), l0
+    [found] = _load_levels(profile, model, layer, [percentile])
+    return found
 
 
 def load_bases(
     profile: Profile, model: LanguageModel, layers: Sequence[int], percentiles: Sequence[float]
 ) -> list[list[Transcoder]]:
     """Those of each layer at each percentile."""
-    offers = [imports.on_offer(profile.transcoders, layer, model.d_model) for layer in layers]
-    return [[offer[choose(list(offer), p)]().to(model.hf.device) for p in percentiles] for offer in offers]
+    return [[base for base, _ in _load_levels(profile, model, layer, percentiles)] for layer in layers]
+
+
+def _load_levels(
+    profile: Profile, model: LanguageModel, layer: int, percentiles: Sequence[float]
+) -> list[tuple[Transcoder, float]]:
+    """The bases of a layer, whose files are listed once, and their average L0."""
+    offer = imports.on_offer(profile.transcoders, layer, model.d_model)
+    l0s = [choose(list(offer), percentile) for percentile in percentiles]
+    return [(offer[l0]().to(model.hf.device), l0) for l0 in l0s]
 
 
 def delta_file(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float) -> Path:

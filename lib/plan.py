@@ -433,20 +433,20 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         {"inputs and targets": held} if to_files else {},
     ))  # fmt: skip
     members, together, widest = work.at_once * n_percentiles, sum(widths), max(widths)
-    of_member = together * (2 * d + 2) + len(widths) * d
+    of_grid = together * (2 * d + 2) + len(widths) * d  # parameters at one layer and percentile
     settings = p.deltas.training
     checks = settings.steps / settings.check_every * work.tokens("validation") / settings.batch / 3
     steps = groups * settings.steps
     found.append(Need(
         "3 delta training",
         weights | data | {
-            "parameters, Adam, best": 6 * 4 * members * of_member,
+            "parameters, Adam, best": 6 * 4 * members * of_grid,
             "a step or a check": 4 * members * max(settings.batch * (7 * d + 4 * together), CHUNK * (7 * d + 3 * widest)),
         },
         process | loading, steps * members * settings.batch * together * (8 * d + 4 * together),
         steps * at.delta_step * (1 + checks / settings.steps),
         "lower memory.layers, memory.data_gb or deltas.training.batch",
-        {"deltas": 4 * n_layers * n_percentiles * sum(k * (2 * d + 2) + d for k in widths)},
+        {"deltas": 4 * n_layers * n_percentiles * of_grid},
     ))  # fmt: skip
 
     # chapters 4 to 6: teacher forcing keeps the raw model's log-probabilities beside a condition's

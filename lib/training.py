@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import precision
@@ -78,10 +78,6 @@ class Learner:
         """From a `state`."""
         self.stack.load_state_dict(state["stack"])
         vars(self).update({name: value for name, value in state.items() if name != "stack"})
-
-    @property
-    def learning(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.stack.parameters() if parameter.requires_grad]
 
     def take(self, found: dict[str, Tensor]) -> None:
         """The gradients of the next step."""
@@ -145,7 +141,7 @@ def train(
     validation tokens.
     """
     learners = [Learner(stack, frozen) for stack in stacks]
-    learning = [parameter for learner in learners for parameter in learner.learning]
+    learning = [parameter for stack in stacks for parameter in stack.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=settings.lr, betas=tuple(settings.betas), fused=True)
     start = 0
     if checkpoint and checkpoint.state:
@@ -242,7 +238,7 @@ def gradients(
 
 def beside(tensors: Sequence[Tensor], dim: int = -1) -> Tensor:
     """Side by side in one; itself where there is but one."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 @torch.no_grad()
