@@ -1,4 +1,4 @@
-"""Batched greedy generation through the model's own `generate`, key-value cache on.
+"""Batched generation through the model's own `generate`, greedy or sampled, key-value cache on.
 
 Whatever hooks are active on the model stay active at every position, generated tokens included.
 """
@@ -15,12 +15,19 @@ def continued(
     inputs: list[str],
     max_new_tokens: int,
     use_cache: bool = True,
+    temperature: float = 0.0,
+    special: bool = False,
 ) -> list[str]:
-    """The greedy continuation of every input up to the end-of-sequence token, all in one batch, padded on the left."""
+    """The continuation of every input up to the end-of-sequence token, all in one batch, padded on the left.
+
+    Greedy at temperature 0; above, sampled from all tokens with torch's generator, whose seed is the caller's to set.
+    Special tokens are left out of the texts, unless they are asked for.
+    """
     encoded = tokenizer(inputs, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-    limits = dict(max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache)
-    out = model.generate(**encoded, **limits, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.batch_decode(out[:, encoded.input_ids.shape[1] :], skip_special_tokens=True)
+    how = dict(do_sample=True, temperature=temperature, top_k=0) if temperature else dict(do_sample=False)
+    limits = dict(max_new_tokens=max_new_tokens, use_cache=use_cache)
+    out = model.generate(**encoded, **how, **limits, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.batch_decode(out[:, encoded.input_ids.shape[1] :], skip_special_tokens=not special)
 
 
 def generate(
@@ -31,6 +38,8 @@ def generate(
     batch_size: int = 128,
     use_cache: bool = True,
     progress: str | None = None,
+    temperature: float = 0.0,
+    special: bool = False,
 ) -> list[str]:
     """`continued` for any number of inputs, in the order given.
 
@@ -40,7 +49,7 @@ def generate(
     texts: list[str] = [""] * len(inputs)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     for batch in tqdm(batches, desc=progress, disable=progress is None, mininterval=2):
-        found = continued(model, tokenizer, [inputs[i] for i in batch], max_new_tokens, use_cache)
+        found = continued(model, tokenizer, [inputs[i] for i in batch], max_new_tokens, use_cache, temperature, special)
         for i, text in zip(batch, found, strict=True):
             texts[i] = text
     return texts

@@ -8,6 +8,8 @@ checkpoint.
 
 import math
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,9 +18,11 @@ from tqdm.auto import tqdm
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from lib import precision
+from lib.encoding import Encoded
+from lib.models import LanguageModel
 from lib.nano.corpus import documents
 from lib.paths import replacing
-from lib.profiles import OrganismModel
+from lib.profiles import Organism, OrganismModel
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 CHECKPOINT_EVERY = 500  # steps
@@ -103,6 +107,20 @@ class Rows:
                 row += ids
             rows.append(row)
         return torch.tensor(rows)
+
+
+def corpus_batches(model: LanguageModel, organism: Organism, seed: str) -> Iterator[Encoded]:
+    """Rows of the corpus without end; the same seed gives the same rows."""
+    rows = Rows(model.tokenizer, organism.model.context, seed)
+    while True:
+        ids = rows.batch(organism.model.batch)
+        yield Encoded(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+
+
+def corpus_tokens(model: LanguageModel, organism: Organism, seed: str, tokens: int) -> list[Encoded]:
+    """At least `tokens` tokens of the corpus."""
+    n = -(-tokens // (organism.model.batch * organism.model.context))
+    return list(islice(corpus_batches(model, organism, seed), n))
 
 
 def next_token_loss(model, ids: torch.Tensor) -> torch.Tensor:
