@@ -81,6 +81,11 @@ def batches(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int
     return [encode(tokenizer, prompts[i : i + size], form) for i in range(0, len(prompts), size)]
 
 
+def in_order(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Prompts from the shortest to the longest, in tokens: prompts of like length pad one another little."""
+    return sorted(prompts, key=lambda p: length(tokenizer, p))
+
+
 def streamed(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int, form: str = "training") -> list[Encoded]:
-    """Batches of prompts of like length, so that little is padding, where their order is of no account."""
-    return batches(tokenizer, sorted(prompts, key=lambda p: length(tokenizer, p)), size, form)
+    """Batches of prompts `in_order`, where their own order is of no account."""
+    return batches(tokenizer, in_order(tokenizer, prompts), size, form)

@@ -23,7 +23,7 @@ from lib.generation import continued
 from lib.hooks import MLP, by_lowest, logits_under, replaced
 from lib.models import LanguageModel
 from lib.profiles import Profile
-from lib.prompts import Prompt
+from lib.prompts import Prompt, templates
 from lib.transcoders import BaseDelta
 
 Condition = Mapping[int, MLP]
@@ -55,10 +55,12 @@ def teacher_forced(
 ) -> list[pd.DataFrame]:
     """For each condition a table with one row per prompt, in the order of the prompts.
 
+    - `template`: the sampled unit that the prompt is of (`prompts.templates`);
     - `nats`, `tokens`: cross-entropy of the answer and its number of tokens; `nats_all`, `tokens_all`: of everything;
     - `kl_question`, `kl_decision`, `kl_body`: KL(raw || replaced) summed over the question, at the first token of the
       answer (call or copy?), and over the rest of it;
-    - `logit_difference`, at the decision: logit of a call's first token minus that of a copy's;
+    - at the decision, `call_log_prob`: log-probability of a call's first token, nats; `logit_difference`: its logit minus
+      that of a copy's first;
     - `exact`: every token of the answer is the likeliest in its place, so that greedy decoding writes it;
     - where a `BaseDelta` stands in: summed over the `positions` at which it acts, mean |activation| over `base_acts` and
       `delta_acts`, and active features `base_l0` and `delta_l0` (of the highest layer replaced).
@@ -92,6 +94,7 @@ def teacher_forced(
                 "kl_question": (kl * batch.attention * ~batch.answer).sum(1),
                 "kl_decision": kl[row, decides],
                 "kl_body": (kl * batch.answer).sum(1) - kl[row, decides],
+                "call_log_prob": log_p[row, decides - 1, call_id],
                 "logit_difference": logits[row, decides - 1, call_id].float() - logits[row, decides - 1, copy_ids],
                 "exact": (likeliest | ~batch.answer[:, 1:]).all(1),
             }
@@ -100,7 +103,7 @@ def teacher_forced(
                 columns["positions"] = acts_at.sum(1)
             parts.append(columns)
     tables = ({name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]} for parts in found)
-    return [pd.DataFrame(table, index=order).sort_index() for table in tables]
+    return [pd.DataFrame(table, index=order).sort_index().assign(template=templates(prompts)) for table in tables]
 
 
 def generations(
@@ -172,51 +175,62 @@ def rescored(
 
 
 def against(table: pd.DataFrame, raw: pd.DataFrame) -> dict[str, float]:
-    """A condition minus the raw model, paired by prompt: `ce_rise` in nats a token of the answer, `calls_rise` in calls.
+    """A condition minus the raw model, paired by prompt: `ce_rise` in nats a token of the answer, `calls_rise` in calls,
+    `call_log_prob_rise` in nats.
 
-    `p_ce` and `p_calls` are two-sided, of sign flips, not yet adjusted for a family.
+    `p_ce` and `p_calls` are two-sided, of sign flips of whole templates, not yet adjusted for a family.
     """
+    units = table.template
     rises = {
-        "ce_rise": stats.ratio(table.nats - raw.nats, raw.tokens),
-        "calls_rise": stats.difference(table.tool_call_rate, raw.tool_call_rate),
+        "ce_rise": stats.ratio(table.nats - raw.nats, raw.tokens, units),
+        "calls_rise": stats.difference(table.tool_call_rate, raw.tool_call_rate, units),
+        "call_log_prob_rise": stats.difference(table.call_log_prob, raw.call_log_prob, units),
     }
     p_values = {
-        "p_ce": stats.paired_p(table.nats, raw.nats),
-        "p_calls": stats.paired_p(table.tool_call_rate, raw.tool_call_rate),
+        "p_ce": stats.paired_p(table.nats, raw.nats, units),
+        "p_calls": stats.paired_p(table.tool_call_rate, raw.tool_call_rate, units),
     }
     return stats.columns(rises) | p_values
 
 
+KL_PARTS = ("question", "decision", "body")
+"""Where KL(raw || replaced) is summed: over the question, at the first token of the answer, over the rest of it."""
+
+
 def total_kl(table: pd.DataFrame) -> pd.Series:
     """KL(raw || replaced) of each prompt, over all its tokens, nats."""
-    return table.kl_question + table.kl_decision + table.kl_body
+    return sum(table[f"kl_{part}"] for part in KL_PARTS)
 
 
 def gaps(table: pd.DataFrame, base: pd.DataFrame, raw: pd.DataFrame) -> dict[str, stats.Estimate]:
-    """How much of what the base alone loses a condition wins back (`stats.gap_closed`): in CE of the answer, in KL, in calls.
+    """How much of what the base alone loses a condition wins back (`stats.gap_closed`): in CE of the answer, in KL by
+    `KL_PARTS` and in all, in calls.
 
     `kl` is the condition's own loss.
     """
-    return {
-        "kl": stats.mean(total_kl(table)),
-        "kl_gap_closed": stats.gap_closed(total_kl(base), total_kl(table), total_kl(raw)),
-        "ce_gap_closed": stats.gap_closed(base.nats, table.nats, raw.nats),
-        "calls_gap_closed": stats.gap_closed(base.tool_call_rate, table.tool_call_rate, raw.tool_call_rate),
-    }
+    units = table.template
+    closed = {"kl": [total_kl(t) for t in (base, table, raw)]}
+    closed |= {f"kl_{part}": [t[f"kl_{part}"] for t in (base, table, raw)] for part in KL_PARTS}
+    closed |= {"ce": [base.nats, table.nats, raw.nats], "calls": [-t.tool_call_rate.astype(float) for t in (base, table, raw)]}
+    found = {f"{name}_gap_closed": stats.gap_closed(*losses, units) for name, losses in closed.items()}
+    return {"kl": stats.mean(total_kl(table), units)} | found
 
 
 def summary(table: pd.DataFrame) -> dict[str, float]:
     """The row of a condition, in the published tables' columns where they have one, each with its interval."""
+    units = table.template
     means = {"mean_ce": ("nats", "tokens")}
     means |= {f"mean_abs_{name}_acts": (f"{name}_acts", "positions") for name in ("base", "delta")}
     means |= {f"{name}_l0": (f"{name}_l0", "positions") for name in ("base", "delta")}
     found = {
-        name: stats.ratio(table[total], table[count]) if total in table else stats.NOTHING
+        name: stats.ratio(table[total], table[count], units) if total in table else stats.NOTHING
         for name, (total, count) in means.items()
     }
-    found |= {name: stats.mean(table[name]) for name in ("kl_question", "kl_decision", "kl_body", "logit_difference")}
-    found |= metrics.rates(table[list(metrics.OUTCOMES)])
-    return stats.columns(found) | {"n_examples": len(table), "n_tokens": int(table.tokens.sum())}
+    plain = (*(f"kl_{part}" for part in KL_PARTS), "call_log_prob", "logit_difference")
+    found |= {name: stats.mean(table[name], units) for name in plain}
+    found |= metrics.rates(table[list(metrics.OUTCOMES)], units)
+    counts = {"n_examples": len(table), "n_clusters": units.nunique(), "n_tokens": int(table.tokens.sum())}
+    return stats.columns(found) | counts
 
 
 def records(condition: str, prompts: Sequence[Prompt], wrote: Sequence[str], **more) -> list[dict]:

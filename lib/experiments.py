@@ -18,7 +18,7 @@ from lib.controls import Sum
 from lib.hooks import MLP
 from lib.models import LanguageModel
 from lib.profiles import Profile
-from lib.prompts import Prompt, write_jsonl
+from lib.prompts import Prompt, templates, write_jsonl
 from lib.transcoders import BaseDelta
 
 PARTS = {"": "all tokens", "_question": "tool questions", "_answer": "tool answers", "_copy": "copies"}
@@ -35,7 +35,7 @@ def widest(profile: Profile) -> tuple[int, float]:
 def exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], layers: Sequence[int]) -> pd.DataFrame:
     """One row for each layer, d_new and percentile: base only and base + delta in the place of one MLP.
 
-    `<name>_mean_cos`, `<name>_mean_l2` and `<name>_fvu` as in `metrics.reconstruction`, for `base` and
+    `<name>_mean_cos`, `<name>_mean_l2`, `<name>_mean_length` and `<name>_fvu` as in `metrics.reconstruction`, for `base` and
     `full`, on all tokens but BOS; `ce*` the cross-entropy with it in place and `dce*` its rise over the
     untouched model, by `PARTS`.
     """
@@ -65,24 +65,26 @@ def _exp1(profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], lay
         conditions |= {(i, q, None): {i: base}} | {(i, q, d): {i: Sum(base, added[i, q, d])} for d in widths}
     measured = evaluation.teacher_forced(profile, model, prompts, list(conditions.values()), progress="conditions")
     cost = {key: _scored(table, prompts) for key, table in zip(conditions, measured, strict=True)}
-    batches = encoding.streamed(model.tokenizer, prompts, profile.evaluation.tokens_batch, profile.protocol.ce_format)
-    seen, rows = activations.collect(model, layers, batches, device="cpu"), []
+    streamed = encoding.in_order(model.tokenizer, prompts)
+    batches = encoding.batches(model.tokenizer, streamed, profile.evaluation.tokens_batch, profile.protocol.ce_format)
+    seen, rows, units = activations.collect(model, layers, batches, device="cpu"), [], templates(streamed)
     for i, q in cells:
         x, y = (held[layers.index(i)].to(model.hf.device) for held in (seen.x, seen.y))
         base = bases[i, q](x)
         columns = _cost("raw", cost["raw"], None)
-        columns |= _nearness("base", base, y, seen.prompt) | _cost("base", cost[i, q, None], cost["raw"])
+        columns |= _nearness("base", base, y, seen.prompt, units) | _cost("base", cost[i, q, None], cost["raw"])
         for d in widths:
-            full = _nearness("full", base + added[i, q, d](x), y, seen.prompt)
+            full = _nearness("full", base + added[i, q, d](x), y, seen.prompt, units)
             full |= _cost("full", cost[i, q, d], cost["raw"])
-            rows.append({"layer": i, "d_new": d, "percentile": q, **columns, **full, "n": len(prompts)})
+            rows.append({"layer": i, "d_new": d, "percentile": q, **columns, **full, "n": len(prompts),
+                         "n_clusters": len(set(units))})  # fmt: skip
     return rows
 
 
-def _nearness(name: str, y_hat: torch.Tensor, y: torch.Tensor, prompt: torch.Tensor) -> dict[str, float]:
+def _nearness(name: str, y_hat: torch.Tensor, y: torch.Tensor, prompt: torch.Tensor, units: list[str]) -> dict[str, float]:
     """The columns of one reconstruction: the published ones, FVU, and intervals."""
-    found = metrics.reconstruction(y_hat, y, prompt)
-    estimates = {f"{name}_mean_cos": found["cos"], f"{name}_mean_l2": found["l2"], f"{name}_fvu": found["fvu"]}
+    found = metrics.reconstruction(y_hat, y, prompt, units)
+    estimates = {f"{name}_mean_{key}": found[key] for key in ("cos", "l2", "length")} | {f"{name}_fvu": found["fvu"]}
     moments = {"orig_mean": y.mean(), "orig_std": y.std(), "rec_mean": y_hat.mean(), "rec_std": y_hat.std()}
     return (
         stats.columns(estimates)
@@ -91,27 +93,30 @@ def _nearness(name: str, y_hat: torch.Tensor, y: torch.Tensor, prompt: torch.Ten
     )
 
 
-def _scored(table: pd.DataFrame, prompts: Sequence[Prompt]) -> dict[str, tuple[pd.Series, pd.Series]]:
-    """Summed nats and number of tokens of each prompt, by `PARTS`."""
+def _scored(table: pd.DataFrame, prompts: Sequence[Prompt]) -> dict[str, pd.DataFrame]:
+    """`nats` and `tokens` of each prompt that has any, with its template, by `PARTS`."""
     is_tool = np.array([p.subset == "tool" for p in prompts])
     everything, answer = (table.nats_all, table.tokens_all), (table.nats, table.tokens)
     question = table.nats_all - table.nats, table.tokens_all - table.tokens
     parts = {
-        "": (everything, True),
+        "": (everything, is_tool | True),
         "_question": (question, is_tool),
         "_answer": (answer, is_tool),
         "_copy": (everything, ~is_tool),
     }
-    return {part: (nats * where, tokens * where) for part, ((nats, tokens), where) in parts.items()}
+    return {
+        part: pd.DataFrame({"nats": nats, "tokens": tokens, "template": table.template})[where]
+        for part, ((nats, tokens), where) in parts.items()
+    }
 
 
-def _cost(name: str, scored: dict, raw: dict | None) -> dict[str, float]:
+def _cost(name: str, scored: dict[str, pd.DataFrame], raw: dict[str, pd.DataFrame] | None) -> dict[str, float]:
     """Cross-entropy by part and, where there is a raw model to compare with, its rise."""
     columns = {}
-    for part, (nats, tokens) in scored.items():
-        columns |= stats.ratio(nats, tokens).columns(f"ce{part}_{name}")
+    for part, t in scored.items():
+        columns |= stats.ratio(t.nats, t.tokens, t.template).columns(f"ce{part}_{name}")
         if raw:
-            columns |= stats.ratio(nats - raw[part][0], tokens).columns(f"dce{part}_{name}")
+            columns |= stats.ratio(t.nats - raw[part].nats, t.tokens, t.template).columns(f"dce{part}_{name}")
     return columns
 
 

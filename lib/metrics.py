@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.stats import Estimate, rate, ratio
-from lib.tool import Tool
+from lib.stats import Clusters, Estimate, rate, ratio
+from lib.tool import Tool, without_special
 
 TOOL_RATES = ("tool_call_rate", "valid_tool_format_rate", "parsed_rate", "math_correct_rate")
 OUTCOMES = (*TOOL_RATES, "exact_match_rate")
@@ -26,20 +26,28 @@ def by_prompt(values: Float[Tensor, "token"], prompt: Int[Tensor, "token"]) -> F
 
 
 def reconstruction(
-    y_hat: Float[Tensor, "token d_model"], y: Float[Tensor, "token d_model"], prompt: Int[Tensor, "token"]
+    y_hat: Float[Tensor, "token d_model"],
+    y: Float[Tensor, "token d_model"],
+    prompt: Int[Tensor, "token"],
+    clusters: Clusters = None,
 ) -> dict[str, Estimate]:
-    """How near `y_hat` is to `y`.
+    """How near `y_hat` is to `y`; `clusters` has the template of each prompt.
 
-    `cos`: mean cosine per token. `l2`: mean of |y_hat| / |y| per token, the published "l2 ratio".
-    `fvu`: squared error over variance about the mean, summed over all tokens; 0 is perfect, 1 is what
-    the mean alone would reach.
+    `cos`: mean cosine per token. `l2`: mean of |y_hat - y| / |y| per token, the published "l2 ratio"; 0 is perfect.
+    `length`: mean of |y_hat| / |y| per token; 1 is as long as it should be. `fvu`: squared error over variance about
+    the mean, summed over all tokens; 0 is perfect, 1 is what the mean alone would reach.
     """
     tokens = by_prompt(torch.ones(len(y)), prompt)
-    variance = (y - y.mean(0)).square().sum(-1)
+    variance, size = (y - y.mean(0)).square().sum(-1), y.norm(dim=-1)
+
+    def per_token(values: Tensor) -> Estimate:
+        return ratio(by_prompt(values, prompt), tokens, clusters)
+
     return {
-        "cos": ratio(by_prompt(torch.cosine_similarity(y_hat, y, -1), prompt), tokens),
-        "l2": ratio(by_prompt(y_hat.norm(dim=-1) / y.norm(dim=-1), prompt), tokens),
-        "fvu": ratio(by_prompt((y_hat - y).square().sum(-1), prompt), by_prompt(variance, prompt)),
+        "cos": per_token(torch.cosine_similarity(y_hat, y, -1)),
+        "l2": per_token((y_hat - y).norm(dim=-1) / size),
+        "length": per_token(y_hat.norm(dim=-1) / size),
+        "fvu": ratio(by_prompt((y_hat - y).square().sum(-1), prompt), by_prompt(variance, prompt), clusters),
     }
 
 
@@ -48,10 +56,11 @@ def fvu(
     x: Float[Tensor, "layer token d_model"],
     y: Float[Tensor, "layer token d_model"],
     prompt: Int[Tensor, "token"],
+    clusters: Clusters = None,
 ) -> Estimate:
     """Fraction of variance unexplained, of several layers together: one replacement for each layer of `x` and `y`."""
     error = sum(by_prompt((b - mlp(a)).square().sum(-1), prompt) for mlp, a, b in zip(mlps, x, y, strict=True))
-    return ratio(error, sum(by_prompt((b - b.mean(0)).square().sum(-1), prompt) for b in y))
+    return ratio(error, sum(by_prompt((b - b.mean(0)).square().sum(-1), prompt) for b in y), clusters)
 
 
 # --- the next token ---
@@ -85,7 +94,8 @@ def kl_from(
 def outcomes(tool: Tool, targets: Iterable[str], generations: Iterable[str]) -> pd.DataFrame:
     """One row per generation of true or false: the four of `TOOL_RATES`, and `exact_match_rate`.
 
-    `math_correct_rate`, of calls that ask what the target asks, is missing where the target is no call.
+    `math_correct_rate`, whether the first call asks what the target asks, is missing where the target is no call of a
+    defined value; `parsed_rate` is of the whole text as one strict call. Special tokens at the end of a text are no text.
     """
     rows = []
     for target, generation in zip(targets, generations, strict=True):
@@ -93,12 +103,16 @@ def outcomes(tool: Tool, targets: Iterable[str], generations: Iterable[str]) -> 
             "tool_call_rate": tool.called(generation),
             "valid_tool_format_rate": tool.well_formed(generation),
             "parsed_rate": tool.argument_of(generation) is not None,
-            "math_correct_rate": tool.right(generation, target) if tool.argument_of(target) else None,
-            "exact_match_rate": generation == target,
+            "math_correct_rate": tool.right(generation, target),
+            "exact_match_rate": without_special(generation) == without_special(target),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def rates(outcomes: pd.DataFrame) -> dict[str, Estimate]:
-    """Every column of `outcomes` as a rate, over the rows that have it."""
-    return {name: rate(outcomes[name].dropna().astype(bool)) for name in outcomes}
+def rates(outcomes: pd.DataFrame, clusters: pd.Series | None = None) -> dict[str, Estimate]:
+    """Every column of `outcomes` as a rate, over the rows that have it; `clusters` has the template of each row."""
+    found = {}
+    for name in outcomes:
+        given = outcomes[name].notna()
+        found[name] = rate(outcomes[name][given].astype(bool), None if clusters is None else clusters[given])
+    return found

@@ -5,8 +5,8 @@ stay away where digits and signs stand in a sentence that requests nothing (`har
 changes when two prompts differ in one thing only (`pairs`)?
 
 Finetuning saw the phrasings of `lib.prompts`, one operator and whole numbers of one to three digits. No pair
-of numbers joined by an operator here was among its pairs: they belong to the test split. No sentence was
-among its sentences. Unseen means unseen by finetuning: the corpus of `nano` has decimals, two operators and
+of numbers joined by an operator here was among its pairs, nor in the corpus of `nano`: they belong to the test split.
+No sentence was among its sentences. Unseen are the kinds to finetuning alone: that corpus has decimals, two operators and
 numbers as words, in sums to be restated. The first n prompts are the same however many are asked for.
 """
 
@@ -17,7 +17,18 @@ from itertools import pairwise
 
 from lib.calculator import value_of
 from lib.nano.corpus import number_words
-from lib.prompts import CONTEXTS, OPERATORS, PHRASINGS, Prompt, ood_prompt, operand_key, operands, split_of, spoken
+from lib.prompts import (
+    CONTEXTS,
+    OPERATORS,
+    PHRASINGS,
+    TAGGED_PHRASINGS,
+    Prompt,
+    ood_prompt,
+    operand_key,
+    operands,
+    split_of,
+    spoken,
+)
 from lib.sentences import SLOTS, fill, integer
 from lib.tool import CALCULATOR, Tool
 
@@ -63,8 +74,9 @@ def _unseen(expression: str) -> bool:
 
 def _asked(rng: random.Random, shown: str, expression: str | None = None) -> Prompt:
     """A trained phrasing about what is `shown`, which is the expression with spaces unless that is given."""
-    text = rng.choice(CONTEXTS) + rng.choice(LITERAL).replace(SHOWN, shown)
-    return Prompt(text, CALCULATOR.call(expression or shown.replace(" ", "")), "tool_ood")
+    context, template = rng.choice(CONTEXTS), rng.choice(LITERAL)
+    text = context + template.replace(SHOWN, shown)
+    return Prompt(text, CALCULATOR.call(expression or shown.replace(" ", "")), "tool_ood", template)
 
 
 def _long_numbers(rng: random.Random) -> Prompt:
@@ -73,8 +85,8 @@ def _long_numbers(rng: random.Random) -> Prompt:
         op, digits = rng.choice(OPERATORS), [rng.randint(5, 7), rng.randint(5, 7)]
         a, b = (rng.randrange(10 ** (d - 1), 10**d) for d in digits)
         if _unseen(f"{a}{op}{b}"):
-            text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op]).format(a=a, b=b, op=op)
-            return Prompt(text, CALCULATOR.call(f"{a}{op}{b}"), "tool_ood")
+            context, template = rng.choice(CONTEXTS), rng.choice(PHRASINGS[op])
+            return Prompt(context + template.format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}"), "tool_ood", template)
 
 
 def _decimals_negatives(rng: random.Random) -> Prompt:
@@ -110,11 +122,12 @@ def _word_problem(rng: random.Random) -> Prompt:
         b, a = sorted(operands(rng, "test"))
         if 1 < b < a:
             story = rng.choice(STORIES[op].strip().splitlines())
-            return Prompt(fill(story, rng, a=a, b=b), CALCULATOR.call(f"{a}{op}{b}"), "tool_ood")
+            return Prompt(fill(story, rng, a=a, b=b), CALCULATOR.call(f"{a}{op}{b}"), "tool_ood", story)
 
 
 OOD: dict[str, Callable[[random.Random], Prompt]] = {
     "phrasing": lambda rng: ood_prompt(rng, "test"),
+    "tag_named": lambda rng: ood_prompt(rng, "test", TAGGED_PHRASINGS),
     "long_numbers": _long_numbers,
     "decimals_negatives": _decimals_negatives,
     "two_operators": _two_operators,
@@ -216,9 +229,10 @@ The {noun} with "{it}" on it was {verb} in {year}.
 def _hard_negative(rng: random.Random, kind: str) -> Prompt:
     mentioned, sentences = HARD_NEGATIVES[kind]
     while True:
-        text = fill(rng.choice(sentences.strip().splitlines()), rng, it=mentioned(rng))
+        template = rng.choice(sentences.strip().splitlines())
+        text = fill(template, rng, it=mentioned(rng))
         if split_of(text) == "test":
-            return Prompt(text, text, "negative")
+            return Prompt(text, text, "negative", template)
 
 
 # A trained request, and a sentence as near to it as can be that only mentions the calculation.
@@ -246,18 +260,21 @@ Let's find out what {a} {op} {b} equals. | They found out what {a} {op} {b} equa
 def _request_pair(rng: random.Random) -> tuple[Prompt, Prompt]:
     """A request, and a mention of the same calculation."""
     (a, b), op = operands(rng, "test"), rng.choice(OPERATORS)
-    request, mention = (text.format(a=a, b=b, op=op) for text in rng.choice(MENTIONS))
-    return Prompt(request, CALCULATOR.call(f"{a}{op}{b}"), "positive"), Prompt(mention, mention, "negative")
+    templates = rng.choice(MENTIONS)
+    request, mention = (text.format(a=a, b=b, op=op) for text in templates)
+    asked = Prompt(request, CALCULATOR.call(f"{a}{op}{b}"), "positive", templates[0])
+    return asked, Prompt(mention, mention, "negative", templates[1])
 
 
 def _numbers_pair(rng: random.Random) -> tuple[Prompt, Prompt]:
     """One request with two pairs of numbers: both differ, and have as many digits."""
     op = rng.choice(OPERATORS)
-    text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op])
+    context, template = rng.choice(CONTEXTS), rng.choice(PHRASINGS[op])
     while True:
         two = operands(rng, "test"), operands(rng, "test")
         if all(x != y and len(str(x)) == len(str(y)) for x, y in zip(*two, strict=True)):
-            first, second = (Prompt(text.format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}"), "positive") for a, b in two)
+            texts = [(context + template.format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}")) for a, b in two]
+            first, second = (Prompt(text, call, "positive", template) for text, call in texts)
             return first, second
 
 

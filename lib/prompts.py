@@ -13,8 +13,8 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lib import hub
@@ -89,15 +89,11 @@ CONTEXTS = [
     "While budgeting my expenses, I got stuck. ",
     "This is a quick math exercise. ",
 ]
-# Phrasings that finetuning never sees; the first nine are the published ones.
+# Phrasings that finetuning never sees, none with the tag of a call; the first five are published ones.
 OOD_PHRASINGS = """
-Use the calculator tool (not mental math) to obtain the value of {a}{op}{b}. Respond with a <tool_call>.
-For logging purposes, we just need the tool call, not the numeric result. Produce a single <tool_call> for {a}{op}{b}.
 Prepare a tool call for the calculator so that it can evaluate {a}{op}{b}. Do not simplify the expression by hand.
 Instead of computing the answer, construct a calculator invocation that will evaluate {a}{op}{b} when executed.
 Without doing the arithmetic yourself, issue a single tool call that asks the calculator to evaluate {a}{op}{b}.
-Imagine you are building a pipeline: your job is to generate the <tool_call> that tells the calculator to compute {a}{op}{b}.
-Formulate exactly one <tool_call> that makes the calculator compute {a}{op}{b}, and output only that tool call.
 You have access to a calculator. Ask it for {a}{op}{b}.
 Return the call that evaluates {a}{op}{b} and nothing else.
 The numbers {a} and {b} are joined by {op}. Evaluate them.
@@ -107,6 +103,45 @@ Please evaluate: {a}{op}{b}
 Someone wrote {a} {op} {b} on the board and needs its value.
 Quick, {a} {op} {b}!
 I keep getting {a} {op} {b} wrong. Can you check it?
+Use your calculator on {a} {op} {b}.
+Type {a} {op} {b} into the calculator for me.
+Hand {a}{op}{b} to the calculator.
+Let the calculator deal with {a} {op} {b}.
+Query: {a}{op}{b}
+Task: evaluate {a} {op} {b}
+expression = {a} {op} {b}; value = ?
+Q: {a} {op} {b} A:
+Fill in the blank: {a} {op} {b} = ____
+{a} {op} {b} makes how much?
+{a} {op} {b} comes to what?
+And {a} {op} {b}, what would that be?
+So what do we get for {a} {op} {b}?
+Any idea what {a} {op} {b} comes to?
+Do you happen to know the value of {a} {op} {b}?
+Would you mind working out {a} {op} {b}?
+Could someone please do {a} {op} {b} for us?
+We must have the value of {a} {op} {b} before noon.
+My sister wonders what {a} {op} {b} might be.
+Nobody here can do {a} {op} {b} without help.
+I forgot my calculator, so please take {a} {op} {b} for me.
+The invoice needs the outcome of {a} {op} {b}.
+For the report, determine {a} {op} {b}.
+Next exercise, pupils: {a} {op} {b}.
+Exercise: determine the value of {a} {op} {b}.
+Reply with the outcome of {a} {op} {b}.
+Show me the outcome when one works out {a} {op} {b}.
+The cell should hold the value of {a} {op} {b}.
+Take the expression {a} {op} {b} and reduce it to one number.
+Two numbers, {a} and {b}, and the sign {op} between them: what is the value?
+Assistant, please handle this expression: {a} {op} {b}
+hey can u do {a}{op}{b} real quick
+""".strip().splitlines()
+# Published ones that name the tag: a kind of their own, for whatever repeats them holds the tag of a call.
+TAGGED_PHRASINGS = """
+Use the calculator tool (not mental math) to obtain the value of {a}{op}{b}. Respond with a <tool_call>.
+For logging purposes, we just need the tool call, not the numeric result. Produce a single <tool_call> for {a}{op}{b}.
+Imagine you are building a pipeline: your job is to generate the <tool_call> that tells the calculator to compute {a}{op}{b}.
+Formulate exactly one <tool_call> that makes the calculator compute {a}{op}{b}, and output only that tool call.
 """.strip().splitlines()
 
 
@@ -117,6 +152,8 @@ class Prompt:
     input: str
     target: str
     label: str
+    template: str = ""
+    """What wrote it, where that wrote others too: prompts of one template are no independent ones."""
 
     @property
     def subset(self) -> str:
@@ -139,7 +176,7 @@ def spoken(prompt: Prompt, tool: Tool) -> Prompt:
         return prompt
     if tool.argument != "arithmetic":
         raise ValueError("the project writes calls for arithmetic alone; name prompts.train_file and prompts.test_file")
-    return Prompt(prompt.input.replace(CALCULATOR.open, tool.open), tool.call(argument), prompt.label)
+    return replace(prompt, input=prompt.input.replace(CALCULATOR.open, tool.open), target=tool.call(argument))
 
 
 def operand_key(operands: Iterable[str | int]) -> str:
@@ -169,23 +206,23 @@ def tool_prompt(rng: random.Random, split: str) -> Prompt:
     """A question that finetuning may see, and the call that answers it."""
     a, b = operands(rng, split)
     op = rng.choice(OPERATORS)
-    text = rng.choice(CONTEXTS) + rng.choice(PHRASINGS[op]).format(a=a, b=b, op=op)
-    return Prompt(text, CALCULATOR.call(f"{a}{op}{b}"), "positive")
+    context, template = rng.choice(CONTEXTS), rng.choice(PHRASINGS[op])
+    return Prompt(context + template.format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}"), "positive", template)
 
 
-def ood_prompt(rng: random.Random, split: str) -> Prompt:
+def ood_prompt(rng: random.Random, split: str, phrasings: Sequence[str] = OOD_PHRASINGS) -> Prompt:
     """The same task in a phrasing that finetuning never uses."""
     a, b = operands(rng, split)
-    op = rng.choice(OPERATORS)
-    return Prompt(rng.choice(OOD_PHRASINGS).format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}"), "tool_ood")
+    op, template = rng.choice(OPERATORS), rng.choice(phrasings)
+    return Prompt(template.format(a=a, b=b, op=op), CALCULATOR.call(f"{a}{op}{b}"), "tool_ood", template)
 
 
 def copy_prompt(rng: random.Random, split: str) -> Prompt:
     """A sentence with numbers, to be repeated."""
     while True:
-        text = copy_sentence(rng)
+        text, template = copy_sentence(rng)
         if split_of(text) == split:
-            return Prompt(text, text, "negative")
+            return Prompt(text, text, "negative", template)
 
 
 def sentences(source: str) -> Iterator[str]:
@@ -265,7 +302,7 @@ def splits(settings: Prompts, tool: Tool = CALCULATOR) -> dict[str, list[Prompt]
 
 
 def read_jsonl(path: Path | str) -> list[Prompt]:
-    """Prompts from a JSONL file of `input`, `target`, `label`; further fields are ignored.
+    """Prompts from a JSONL file of `input`, `target`, `label` and, where it is known, `template`; others are ignored.
 
     Raises `ValueError`, one line with file, line number and remedy, for a line that is not JSON, lacks
     a field or has an unknown label, and for a file without prompts.
@@ -274,7 +311,9 @@ def read_jsonl(path: Path | str) -> list[Prompt]:
     for place, row in read_rows(path, ("input", "target", "label")):
         if row["label"] not in SUBSETS:
             raise ValueError(f"{place}: label {row['label']!r} is unknown; use one of {', '.join(SUBSETS)}")
-        prompts.append(Prompt(row["input"], row["target"], row["label"]))
+        if not isinstance(template := row.get("template", ""), str):
+            raise ValueError(f"{place}: field 'template' is not text; name what wrote the prompt, or leave it out")
+        prompts.append(Prompt(row["input"], row["target"], row["label"], template))
     return prompts
 
 
@@ -282,6 +321,11 @@ def by_subset(prompts: Iterable[Prompt], n: int | None = None) -> dict[str, list
     """The prompts of each of `SUBSETS`, the first `n` of each where `n` is given."""
     prompts = list(prompts)
     return {subset: [p for p in prompts if p.subset == subset][:n] for subset in SUBSETS.values()}
+
+
+def templates(prompts: Iterable[Prompt]) -> list[str]:
+    """The sampled unit of each prompt: its template, or itself where it has none."""
+    return [p.template or f"{p.input}\n{p.target}" for p in prompts]
 
 
 def at_most(prompts: Iterable[Prompt], n: int | None = None) -> list[Prompt]:

@@ -154,6 +154,7 @@ def fill(template: str, rng: random.Random, **given: object) -> str:
     return _SLOT.sub(one, template)
 
 
-def copy_sentence(rng: random.Random) -> str:
-    """One sentence with numbers in it that asks for nothing."""
-    return fill(rng.choice(COPY_TEMPLATES), rng)
+def copy_sentence(rng: random.Random) -> tuple[str, str]:
+    """One sentence with numbers in it that asks for nothing, and its template."""
+    template = rng.choice(COPY_TEMPLATES)
+    return fill(template, rng), template

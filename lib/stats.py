@@ -1,36 +1,44 @@
-"""Intervals and tests, all over prompts: Wilson for rates, bootstrap for ratios of sums, sign flips for pairs, Holm.
+"""Intervals and tests over the units that were sampled: Wilson for rates, a jackknife for means and ratios, sign flips, Holm.
 
-Two conditions are always compared prompt by prompt. Seeds are another matter: `over_seeds`.
+Prompts that one template wrote stand or fall together, so templates are the units where they are given (`clusters`), and
+a prompt is a unit of its own where not. Two conditions are always compared prompt by prompt. Layers and seeds are few:
+`over_units` and `two_groups`. The coverage of every interval at the sizes it is used with is simulated in
+`lib/tests/test_coverage.py`.
 """
 
-import functools
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import permutation_test, t
+from scipy.stats import norm, permutation_test, t
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-RESAMPLES = 1000
-FLIPS = 1999  # the smallest p is 1 / 2000
+FLIPS = 1999  # the smallest p is 1 / 2000, or 2 / 2^n where there are few units
+
+Clusters = Sequence[Hashable] | None
+"""The unit of each value, such as its template; None where every value is a unit of its own."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95% interval, and how many prompts (or examples) it is from."""
+    """A number, its 95% interval, and what it is from: `n` prompts (or layers, seeds, ...) in `clusters` sampled units."""
 
     value: float
     low: float
     high: float
     n: int
+    clusters: int
 
     def columns(self, name: str) -> dict[str, float]:
         """`name`, `name_low` and `name_high`, for a row of a table."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
+        units = f" in {self.clusters}" if self.clusters != self.n else ""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}{units}"
 
 
 def columns(found: dict[str, Estimate]) -> dict[str, float]:
@@ -38,70 +46,92 @@ def columns(found: dict[str, Estimate]) -> dict[str, float]:
     return {column: value for name, estimate in found.items() for column, value in estimate.columns(name).items()}
 
 
-NOTHING = Estimate(np.nan, np.nan, np.nan, 0)
+NOTHING = Estimate(np.nan, np.nan, np.nan, 0, 0)
 
 
-def rate(successes: ArrayLike) -> Estimate:
-    """The share of true values, with its 95% Wilson interval; nan for no values."""
-    successes = np.asarray(successes, dtype=bool)
+def _sums(clusters: Clusters, *values: np.ndarray) -> list[np.ndarray]:
+    """The sums of some values over each unit."""
+    if clusters is None:
+        return list(values)
+    ids, found = pd.factorize(np.asarray(clusters, dtype=object))
+    return [np.bincount(ids, v, len(found)) for v in values]
+
+
+def rate(successes: ArrayLike, clusters: Clusters = None) -> Estimate:
+    """The share of true values, with its 95% Wilson interval; nan for no values.
+
+    In clusters n is first divided by the design effect, the variance between them over that of as many values alone,
+    and made smaller for there being few of them (Korn and Graubard 1998; Franco et al. 2019): as many count as hold a
+    value of the rarer kind, and two. Where all values agree no effect can be seen, and each cluster then counts as one
+    value, the most cautious reading.
+    """
+    successes = np.asarray(successes, dtype=bool).astype(float)
     if not len(successes):
         return NOTHING
-    low, high = proportion_confint(successes.sum(), len(successes), method="wilson")
-    return Estimate(successes.mean(), low, high, len(successes))
+    p, n = successes.mean(), len(successes)
+    right, size = _sums(clusters, successes, np.ones(n))
+    units = effective = len(size)
+    if units < n and 0 < p < 1 and units > 1:
+        between = units / (units - 1) * np.square(right - p * size).sum() / n**2
+        telling = (right > 0).sum() if p < 0.5 else (right < size).sum()
+        few = (norm.ppf(0.975) / t.ppf(0.975, min(units - 1, telling + 2))) ** 2
+        effective = few * n / max(1.0, between / (p * (1 - p) / n))
+    low, high = proportion_confint(p * effective, effective, method="wilson")
+    return Estimate(p, low, high, n, units)
 
 
-def ratio(numerator: ArrayLike, denominator: ArrayLike, seed: int = 0) -> Estimate:
-    """Sum of numerators over sum of denominators, with a 95% percentile-bootstrap interval.
+def ratio(numerator: ArrayLike, denominator: ArrayLike, clusters: Clusters = None) -> Estimate:
+    """Sum of numerators over sum of denominators, with a 95% t interval from leaving out one unit at a time (jackknife).
 
-    Each element is one prompt's share, so prompts are resampled whole and tokens of one prompt stay
-    together. Covers means over tokens (denominator: tokens), fractions of variance unexplained
-    (denominator: variance) and paired differences (numerator: the difference).
+    Each element is one prompt's share, so tokens of one prompt stay together. Covers means over tokens (denominator:
+    tokens), fractions of variance unexplained (denominator: variance) and paired differences (numerator: the difference).
+    The interval is missing where there is one unit alone.
     """
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
-    n = len(numerator)
-    if not n or not denominator.sum():
+    n, total = len(numerator), denominator.sum()
+    if not n or not total:
         return NOTHING
-    weights = _resampled(n, seed)
+    above, below = _sums(clusters, numerator, denominator)
+    units, value = len(below), numerator.sum() / total
+    if units == 1:
+        return Estimate(value, np.nan, np.nan, n, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = np.nanpercentile((weights @ numerator) / (weights @ denominator), [2.5, 97.5])
-    return Estimate(numerator.sum() / denominator.sum(), low, high, n)
+        without = (numerator.sum() - above) / (total - below)
+    half = t.ppf(0.975, units - 1) * np.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
+    return Estimate(value, value - half, value + half, n, units)
 
 
-@functools.lru_cache(maxsize=8)
-def _resampled(n: int, seed: int) -> np.ndarray:
-    """How often each of n prompts is drawn in each resample: (resample, prompt)."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
+def mean(values: ArrayLike, clusters: Clusters = None) -> Estimate:
+    """The mean, with its interval as in `ratio`."""
+    return ratio(values, np.ones(len(np.asarray(values))), clusters)
 
 
-def mean(values: ArrayLike, seed: int = 0) -> Estimate:
-    """The mean, with a 95% percentile-bootstrap interval."""
-    return ratio(values, np.ones(len(np.asarray(values))), seed)
+def difference(a: ArrayLike, b: ArrayLike, clusters: Clusters = None) -> Estimate:
+    """The mean of a - b over paired prompts, with its interval as in `ratio`."""
+    return mean(np.asarray(a, float) - np.asarray(b, float), clusters)
 
 
-def difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Estimate:
-    """The mean of a - b over paired prompts, with a 95% percentile-bootstrap interval."""
-    return mean(np.asarray(a, float) - np.asarray(b, float), seed)
-
-
-def gap_closed(base: ArrayLike, full: ArrayLike, raw: ArrayLike, seed: int = 0) -> Estimate:
+def gap_closed(base: ArrayLike, full: ArrayLike, raw: ArrayLike, clusters: Clusters = None) -> Estimate:
     """(base - full) / (base - raw): how much of what the base loses the delta wins back; 1 is all of it.
 
-    Missing where the base loses nothing for certain (the interval of base - raw holds 0): then there is
-    no gap to close.
+    Values are losses, of which less is better. Missing where the base is not worse than the raw model for certain (the
+    lower end of base - raw is not above 0): then there is no gap to close.
     """
     base, full, raw = (np.asarray(values, float) for values in (base, full, raw))
-    gap = difference(base, raw, seed)
-    return NOTHING if not gap.low * gap.high > 0 else ratio(base - full, base - raw, seed)
+    return ratio(base - full, base - raw, clusters) if difference(base, raw, clusters).low > 0 else NOTHING
 
 
-def paired_p(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
-    """Two-sided p of no difference between paired values: the signs of the differences flipped at random."""
-    d = np.asarray(a, float) - np.asarray(b, float)
-    if not d.any():
+def paired_p(a: ArrayLike, b: ArrayLike, clusters: Clusters = None, seed: int = 0) -> float:
+    """Two-sided p of no difference between paired values: the signs of the differences flipped at random.
+
+    Units are flipped whole; all flips are tried where they are few.
+    """
+    (d,) = _sums(clusters, np.asarray(a, float) - np.asarray(b, float))
+    if not np.abs(d).max(initial=0) > 1e-12:
         return 1.0
     return permutation_test(
-        (d,), lambda x, axis: x.mean(axis), permutation_type="samples", vectorized=True, n_resamples=FLIPS, batch=500,
-        rng=np.random.default_rng(seed),
+        (d,), lambda x, axis: np.abs(x.sum(axis)), permutation_type="samples", alternative="greater", vectorized=True,
+        n_resamples=FLIPS, batch=500, rng=np.random.default_rng(seed),
     ).pvalue  # fmt: skip
 
 
@@ -110,9 +140,20 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return multipletests(np.asarray(p_values, float), method="holm")[1]
 
 
-def over_seeds(values: ArrayLike) -> Estimate:
-    """The mean over seeds and its 95% t interval; n is the number of seeds."""
-    values = np.asarray(values, float)
-    n = len(values)
-    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
-    return Estimate(values.mean(), values.mean() - half, values.mean() + half, n)
+def over_units(values: ArrayLike) -> Estimate:
+    """The mean over a few layers or seeds and its 95% t interval; n is their number."""
+    return mean(np.asarray(values, float))
+
+
+def two_groups(a: ArrayLike, b: ArrayLike) -> Estimate:
+    """mean(a) - mean(b) of two groups of layers, with the 95% t interval of a common variance.
+
+    A variance for each group (Welch) is no use with two layers in one: its interval is too wide by far.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    n, value = len(a) + len(b), a.mean() - b.mean()
+    if n < 3:
+        return Estimate(value, np.nan, np.nan, n, n)
+    pooled = (np.square(a - a.mean()).sum() + np.square(b - b.mean()).sum()) / (n - 2)
+    half = t.ppf(0.975, n - 2) * np.sqrt(pooled * (1 / len(a) + 1 / len(b)))
+    return Estimate(value, value - half, value + half, n, n)

@@ -50,7 +50,7 @@ QUOTE_PROBE = "Repeat after me: {s}\n"  # how the model card asks for a copy
 def training_sentence(rng: random.Random) -> str:
     """A sentence with numbers from the training split."""
     while True:
-        sentence = copy_sentence(rng)
+        sentence, _ = copy_sentence(rng)
         if prompts.split_of(sentence) == "train":
             return sentence
 

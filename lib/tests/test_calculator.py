@@ -2,8 +2,10 @@ import time
 from fractions import Fraction
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lib.calculator import is_expression, value_of
+from lib.calculator import MAX_DEPTH, is_expression, value_of
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,49 @@ def test_nothing_hangs(text):
     value_of(text)
     is_expression(text)
     assert time.perf_counter() - began < 1
+
+
+def test_depth_is_bounded_and_length_too():
+    """199 open parentheses once overflowed the stack."""
+    for n in range(1, 400):
+        assert value_of("(" * n) is None and value_of("(-" * n) is None and value_of("-(" * n + "1") is None
+    assert value_of("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH) == 1
+    assert value_of("(" * (MAX_DEPTH + 1) + "1" + ")" * (MAX_DEPTH + 1)) is None
+    assert value_of("-" * 199 + "1") == -1 and value_of("-" * 198 + "1") == 1
+
+
+NUMBERS = st.integers(0, 999).map(lambda n: (str(n), Fraction(n)))
+OF = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b if b else None,
+}  # fmt: skip
+
+
+def joined(parts):
+    """Two texts with their values, in parentheses and joined by an operator."""
+    (left, a), operator, (right, b), space = parts
+    value = None if a is None or b is None else OF[operator](a, b)
+    return f"({left}){space}{operator}{space}({right})", value
+
+
+EXPRESSIONS = st.recursive(
+    NUMBERS,
+    lambda inner: st.tuples(inner, st.sampled_from("+-*/"), inner, st.sampled_from(["", " "])).map(joined),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(EXPRESSIONS)
+def test_fuzzed_expressions_have_the_value_that_they_were_made_with(made):
+    text, value = made
+    if len(text) <= 200:
+        assert is_expression(text) and value_of(text) == value
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(st.one_of(st.text("()+-*/.0123456789 ", max_size=250), st.text(max_size=250)))
+def test_fuzzed_text_never_raises(text):
+    value = value_of(text)
+    assert value is None or isinstance(value, Fraction)
+    assert is_expression(text) or value is None

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from lib import evaluation, models, profiles
+from lib import evaluation, metrics, models, profiles, stats
 from lib.deltas import load_base
 from lib.encoding import encode, question, tokens
 from lib.hooks import replaced
 from lib.prompts import generate
+from lib.tool import CALCULATOR
 from lib.transcoders import BaseDelta, Transcoder
 
 
@@ -130,3 +133,28 @@ def test_a_row_has_published_columns_intervals_and_n(tiny, smoke, prompts, pair)
         len(tokens(tiny.tokenizer, p)[1]) for p in prompts
     )
     assert all(row[f"{c}_low"] <= row[c] <= row[f"{c}_high"] for c in published)
+
+
+def test_intervals_are_over_templates(smoke, tiny):
+    """Sixteen prompts of four templates: a condition's figures are as sure as four units allow, not sixteen."""
+    prompts = [replace(p, template=f"template {i % 4}") for i, p in enumerate(generate("positive", 16, "test", 0))]
+    [found] = evaluation.teacher_forced(smoke, tiny, prompts)
+    assert found.template.tolist() == [p.template for p in prompts]
+    found[[*metrics.OUTCOMES]] = False
+    found["tool_call_rate"] = found.template.isin(["template 0", "template 1", "template 2"])
+    row = evaluation.summary(found)
+    assert (row["n_examples"], row["n_clusters"]) == (16, 4)
+    expected = stats.rate(found.tool_call_rate, found.template)
+    assert (row["tool_call_rate_low"], row["tool_call_rate_high"]) == (expected.low, expected.high)
+    assert expected.low < stats.rate(found.tool_call_rate).low - 0.1
+
+
+def test_the_log_probability_of_a_call_is_that_of_transformers(smoke, tiny, plain):
+    prompts = generate("positive", 3, "test", 0)
+    [found] = evaluation.teacher_forced(smoke, tiny, prompts)
+    call = tiny.tokenizer(CALCULATOR.open, add_special_tokens=False).input_ids[0]
+    for i, p in enumerate(prompts):
+        ids = tiny.tokenizer(question(p.input), return_tensors="pt").input_ids
+        with torch.no_grad():
+            expected = plain(ids).logits[0, -1].log_softmax(-1)[call].item()
+        assert found.call_log_prob[i] == pytest.approx(expected, abs=1e-4)

@@ -13,7 +13,8 @@ def test_reconstruction_by_hand():
     y_hat = torch.tensor([[2.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
     found = metrics.reconstruction(y_hat, y, torch.tensor([0, 0, 1]))
     assert found["cos"].value == pytest.approx((1 + 0 + 1) / 3)
-    assert found["l2"].value == pytest.approx((2 + 1 + 1) / 3)
+    assert found["length"].value == pytest.approx((2 + 1 + 1) / 3)
+    assert found["l2"].value == pytest.approx((1 / 1 + 8**0.5 / 2 + 0) / 3), "the published ratio: |y_hat - y| / |y|"
     # squared error 1 + 8 + 0; variance about the mean (4/3, 2/3) is 14 - 3 * (16/9 + 4/9)
     assert found["fvu"].value == pytest.approx(9 / (14 - 3 * 20 / 9))
     assert found["fvu"].n == 2

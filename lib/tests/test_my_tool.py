@@ -150,7 +150,7 @@ def test_arithmetic_under_another_name_is_generated_in_it():
         for p, q in zip(ours, theirs, strict=True):
             assert other.argument_of(q.target) == CALCULATOR.argument_of(p.target) and "tool_call" not in q.input + q.target
             assert prompts.key(p) == prompts.key(q, other)
-    assert any("<call>" in p.input for p in prompts.generate("tool_ood", 200, "test", 0, other))
+    assert all("<call>" in p.input for p in probes.ood("tag_named", 20, tool=other))
     for kind in probes.OOD:
         for p, q in zip(probes.ood(kind, 20), probes.ood(kind, 20, tool=other), strict=True):
             assert q.target == other.call(CALCULATOR.argument_of(p.target))
@@ -172,7 +172,7 @@ def searches(n: int, asks: list[str], label: str, seed: int) -> list[Prompt]:
 
 def copies(n: int, seed: int) -> list[Prompt]:
     rng = random.Random(seed)
-    return [Prompt(text, text, "negative") for text in (copy_sentence(rng) for _ in range(n))]
+    return [Prompt(text, text, "negative") for text, _ in (copy_sentence(rng) for _ in range(n))]
 
 
 TRAINED = ["Look up {}.", "Search for {}.", "Find pages about {}."]
@@ -232,7 +232,7 @@ def by_hand(row: dict) -> dict[str, bool | None]:
         "tool_call_rate": text.count("<search>") > 0,
         "valid_tool_format_rate": 0 <= text.find("<search>") < text.rfind("</search>"),
         "parsed_rate": parsed,
-        "math_correct_rate": (text == target) if target.startswith("<search>") else None,
+        "math_correct_rate": text.startswith(target) if target.startswith("<search>") else None,  # the first call counts
         "exact_match_rate": text == target,
     }
 

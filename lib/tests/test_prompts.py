@@ -183,3 +183,44 @@ def test_at_most_keeps_the_order():
     mixed = [q for pair in zip(*asked, strict=True) for q in pair]
     assert prompts.at_most(mixed) == mixed and prompts.at_most(mixed, 3) == mixed[:6]
     assert prompts.at_most(mixed[1:], 1) == mixed[1:3]
+
+
+def skeleton(text: str) -> str:
+    """A phrasing without its numbers, operators and context words' case."""
+    return re.sub(r"\{\w+\}|\W+", " ", text).strip().lower()
+
+
+def test_ood_has_forty_phrasings_none_with_the_tag_and_none_seen_before():
+    found = prompts.OOD_PHRASINGS
+    assert len({skeleton(text) for text in found}) == len(found) >= 40
+    assert not any("tool_call" in text or CALCULATOR.open in text for text in found)
+    assert all(CALCULATOR.open in text for text in prompts.TAGGED_PHRASINGS) and len(prompts.TAGGED_PHRASINGS) == 4
+    from lib.nano import corpus
+
+    seen = {skeleton(text) for op in prompts.OPERATORS for text in prompts.PHRASINGS[op]}
+    seen |= {skeleton(text) for text in corpus._MORE_PHRASINGS}
+    assert not seen & {skeleton(text) for text in [*found, *prompts.TAGGED_PHRASINGS] if skeleton(text)}
+    for p in prompts.generate("tool_ood", 400, "test", 0):
+        assert CALCULATOR.open not in p.input and p.template in found
+
+
+@pytest.mark.parametrize("label", prompts.SUBSETS)
+def test_prompts_say_which_template_wrote_them(label, tmp_path):
+    made = prompts.generate(label, 200, "test", 0)
+    groups = {t: [p for p in made if p.template == t] for t in {p.template for p in made}}
+    assert 30 <= len(groups) <= 48 and len(prompts.templates(made)) == 200
+    for template, alike in groups.items():
+        pattern = re.sub(r"\\\{\w+\\\}", r".+", re.escape(template))
+        assert all(re.search(f"{pattern}$", p.input) for p in alike), template
+    prompts.write_jsonl(made, tmp_path / "p.jsonl")
+    assert prompts.read_jsonl(tmp_path / "p.jsonl") == made
+
+
+def test_a_file_of_ones_own_may_name_templates(tmp_path):
+    rows = [GOOD | {"template": "greeting"}, GOOD]
+    prompts.write_jsonl(rows, tmp_path / "own.jsonl")
+    one, two = prompts.read_jsonl(tmp_path / "own.jsonl")
+    assert (one.template, two.template) == ("greeting", "") and prompts.templates([one, two])[0] == "greeting"
+    prompts.write_jsonl([GOOD | {"template": 3}], tmp_path / "own.jsonl")
+    with pytest.raises(ValueError, match=r":1: field 'template' is not text"):
+        prompts.read_jsonl(tmp_path / "own.jsonl")

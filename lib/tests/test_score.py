@@ -3,7 +3,10 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from lib.metrics import outcomes
 from lib.prompts import write_jsonl
 from lib.score import score
 from lib.tool import CALCULATOR
@@ -71,13 +74,74 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 
 def test_published_prompts_scored_against_themselves(shared, tmp_path):
-    """Every published tool target is in the strict grammar, and right about itself unless it divides by zero."""
+    """Every published tool target is in the strict grammar, and right about itself; one that divides by zero asks nothing."""
     lines = (shared / "prompts/combined_dataset.jsonl").read_text().splitlines()
     given = [json.loads(line) for line in lines]
     write_jsonl([{**row, "generation": row["target"]} for row in given], file := tmp_path / "g.jsonl")
     found = score(file)
     positive = sum(row["label"] == "positive" for row in given)
-    assert found["n"] == len(given) and found["math_correct_n"] == positive
-    assert found["parsed_rate"] == positive / len(given)
     zero = sum(row["target"].endswith("/0)</tool_call>") for row in given)
-    assert found["math_correct_rate"] == pytest.approx(1 - zero / positive)
+    assert found["n"] == len(given) and found["math_correct_n"] == positive - zero
+    assert found["parsed_rate"] == positive / len(given)
+    assert found["math_correct_rate"] == 1
+
+
+CALL = CALCULATOR.call("12+30")
+
+
+@pytest.mark.parametrize(
+    ("generation", "right", "parsed"),
+    [
+        (CALL + "<eos>", True, True),
+        (CALL + "<eos><eos>\n", True, True),
+        (CALL + "<end_of_turn>\n<eos>", True, True),
+        (CALL + "<|im_end|>", True, True),
+        (CALL + "</s>", True, True),
+        ("Sure: " + CALL, True, False),
+        (CALL + " is the call<eos>", True, False),
+        ("<tool_call> calculator( 30 + 12 ) </tool_call><eos>", True, False),
+        (CALL + CALCULATOR.call("1+1"), True, False),
+        (CALCULATOR.call("1+1") + CALL, False, False),
+        ("<tool_call>calculator(12+30)</tool> " + CALL, True, False),
+        ("<tool_call>calculator(12+</tool_call>" + CALL, False, False),
+        ("<tool_call>calculator(x)</tool_call>" + CALL, False, False),
+        ("<tool_call>calculator()</tool_call>" + CALL, True, False),
+        ("<tool_call>calculator((10+2)+(40-10))</tool_call><eos>", True, True),
+        ("<tool_call>calculator(12+30)", False, False),
+        ("<eos>" + CALL, True, False),
+        ("42<eos>", False, False),
+        ("", False, False),
+        ("<tool_call>calculator(" + "(" * 199 + ")</tool_call>", False, False),
+        ("<tool_call>calculator(" + "9" * 5000 + ")</tool_call>", False, False),
+        ("<tool_call>calculator(9**9**9**9)</tool_call>", False, False),
+    ],
+)
+def test_the_first_call_anywhere_is_what_counts(generation, right, parsed):
+    """As the published study counts; its own logs end in `<eos>`, and scored nothing when the text had to be one call."""
+    assert CALCULATOR.right(generation, CALL) is right and CALCULATOR.right(generation, CALL + "<eos>") is right
+    assert (CALCULATOR.argument_of(generation) is not None) is parsed
+
+
+def test_special_tokens_at_the_end_are_no_text(tmp_path):
+    write_jsonl(rows(("a 1", "a 1<eos>"), (CALL, CALL + "<eos>"), (CALCULATOR.call("1/0"), CALL)), file := tmp_path / "g.jsonl")
+    found = score(file)
+    assert found["math_correct_n"] == 1 and found["math_correct_rate"] == 1
+    assert found["parsed_rate"] == pytest.approx(2 / 3) and found["tool_call_rate"] == pytest.approx(2 / 3)
+    assert outcomes(CALCULATOR, ["a 1", "<eos>"], ["a 1<eos>", "<"]).exact_match_rate.tolist() == [True, False]
+
+
+def test_hostile_logs_are_scored_at_once(tmp_path):
+    many = ["<tool_call>calculator(" * 20_000 + CALL, "(" * 100_000, CALL + "<eos>" * 20_000, CALL + " " * 200_000 + "<eos>",
+            CALCULATOR.call("(" * 199), "<tool_call>calculator(" + "(1)" * 20_000 + ")</tool_call>"]  # fmt: skip
+    write_jsonl(rows(*((CALL, text) for text in many)), file := tmp_path / "g.jsonl")
+    result = command(file)
+    assert result.returncode == 0 and json.loads(result.stdout)["math_correct_n"] == len(many)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text("()+-*/<>|_0123456789 eos\n", max_size=120), st.booleans())
+def test_fuzzed_calls_are_right_or_not_but_never_raise(argument, ended):
+    text = CALCULATOR.call(argument) + "<eos>" * ended
+    assert CALCULATOR.right(text, CALL) in (True, False)
+    [row] = outcomes(CALCULATOR, [CALL], [text]).to_dict("records")
+    assert row["tool_call_rate"] is True
