@@ -183,7 +183,7 @@ def against(table: pd.DataFrame, raw: pd.DataFrame) -> dict[str, float]:
     units = table.template
     rises = {
         "ce_rise": stats.ratio(table.nats - raw.nats, raw.tokens, units),
-        "calls_rise": stats.difference(table.tool_call_rate, raw.tool_call_rate, units),
+        "calls_rise": stats.rate_difference(table.tool_call_rate, raw.tool_call_rate, units),
         "call_log_prob_rise": stats.difference(table.call_log_prob, raw.call_log_prob, units),
     }
     p_values = {

@@ -103,7 +103,7 @@ def finetune(
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.micro_batch,
             per_device_eval_batch_size=settings.micro_batch,
-            gradient_accumulation_steps=max(1, settings.batch // settings.micro_batch),
+            gradient_accumulation_steps=settings.batch // settings.micro_batch,
             logging_steps=max(1, steps_an_epoch // 10),
             eval_strategy="epoch",
             save_strategy="epoch",

@@ -345,6 +345,8 @@ def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give the path of a JSONL file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; give the path of a JSONL file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     for number, line in enumerate(lines, 1):
@@ -353,8 +355,8 @@ def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]
         place = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON ({error.msg}); write one object per line") from None
+        except (ValueError, RecursionError) as error:  # also of numbers too long and brackets too deep for Python
+            raise ValueError(f"{place}: not JSON ({getattr(error, 'msg', error)}); write one object per line") from None
         if not isinstance(row, dict):
             raise ValueError(f"{place}: not an object; write {{...}} with {', '.join(fields)}")
         for field in fields:

@@ -3,7 +3,8 @@
     python -m lib.run notebooks/04_exp1_reconstruction.ipynb --profile nano [-p name value] [--redraw]
 
 writes `build/<profile>/<chapter>.ipynb` and `.html`, and beside them `.json` (what it was built with)
-and `.d` (what it depends on, for make). A chapter that fails leaves `<chapter>.failed.ipynb`.
+and `.d` (what it depends on, for make). What a chapter's cell tagged `answer` says is put at its top too (`answered`).
+A chapter that fails leaves `<chapter>.failed.ipynb`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 import warnings
 from pathlib import Path
 
+import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
@@ -46,6 +48,20 @@ def inputs(profile: Profile, source: str) -> list[Path]:
     return files
 
 
+def answered(notebook: nbformat.NotebookNode) -> None:
+    """Put what the cells tagged `answer` have computed into the first cell, in place of its paragraph **Answer.**"""
+    said = [
+        output.data["text/markdown"]
+        for cell in notebook.cells if "answer" in cell.metadata.get("tags", ())
+        for output in cell.outputs if "text/markdown" in output.get("data", {})
+    ]  # fmt: skip
+    if said:
+        paragraphs = notebook.cells[0].source.split("\n\n")
+        begun = [text.startswith("**Answer.**") for text in paragraphs]
+        paragraphs[begun.index(True)] = f"**Answer.** {' '.join(said)}"
+        notebook.cells[0].source = "\n\n".join(paragraphs)
+
+
 def run(notebook: Path, source: str, given: dict) -> Path:
     """Execute a chapter for a profile; returns the executed copy. Nothing is left half-written."""
     profile = profiles.load(source)
@@ -64,6 +80,9 @@ def run(notebook: Path, source: str, given: dict) -> Path:
             temporary.replace(failed)
             raise
         seconds = time.time() - began
+        executed = nbformat.read(temporary, as_version=4)
+        answered(executed)
+        nbformat.write(executed, temporary)
         page, _ = HTMLExporter(embed_images=True).from_filename(str(temporary))
         with replacing(out.with_suffix(".html")) as temporary_page:
             temporary_page.write_text(page, encoding="utf-8")

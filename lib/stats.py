@@ -57,13 +57,27 @@ def _sums(clusters: Clusters, *values: np.ndarray) -> list[np.ndarray]:
     return [np.bincount(ids, v, len(found)) for v in values]
 
 
+def _jackknife(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """The variance of sum(above) / sum(below) over units, each left out once, and its degrees of freedom.
+
+    The latter are those of as many equal units as tell as much (Kish 1965), less one.
+    """
+    units, total = len(below), below.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        without = (above.sum() - above) / (total - below)
+        variance = (units - 1) / units * np.square(without - without.mean()).sum()
+    return variance, max(1, total**2 / np.square(below).sum() - 1)
+
+
 def rate(successes: ArrayLike, clusters: Clusters = None) -> Estimate:
     """The share of true values, with its 95% Wilson interval; nan for no values.
 
     In clusters n is first divided by the design effect, the variance between them over that of as many values alone,
     and made smaller for there being few of them (Korn and Graubard 1998; Franco et al. 2019): as many count as hold a
     value of the rarer kind, and two. Where all values agree no effect can be seen, and each cluster then counts as one
-    value, the most cautious reading.
+    value, the most cautious reading. Simulated with 36 to 44 templates and rates of .5 to .83 it holds the truth 94 to 98
+    times of 100, the most where templates do not matter or are all or nothing; at .95 as seldom as 92 times. With eight
+    templates it is 89 to 99 times.
     """
     successes = np.asarray(successes, dtype=bool).astype(float)
     if not len(successes):
@@ -72,9 +86,9 @@ def rate(successes: ArrayLike, clusters: Clusters = None) -> Estimate:
     right, size = _sums(clusters, successes, np.ones(n))
     units = effective = len(size)
     if units < n and 0 < p < 1 and units > 1:
-        between = units / (units - 1) * np.square(right - p * size).sum() / n**2
+        between, freedom = _jackknife(right, size)
         telling = (right > 0).sum() if p < 0.5 else (right < size).sum()
-        few = (norm.ppf(0.975) / t.ppf(0.975, min(units - 1, telling + 2))) ** 2
+        few = (norm.ppf(0.975) / t.ppf(0.975, min(freedom, telling + 2))) ** 2
         effective = few * n / max(1.0, between / (p * (1 - p) / n))
     low, high = proportion_confint(p * effective, effective, method="wilson")
     return Estimate(p, low, high, n, units)
@@ -95,9 +109,8 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, clusters: Clusters = Non
     units, value = len(below), numerator.sum() / total
     if units == 1:
         return Estimate(value, np.nan, np.nan, n, 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        without = (numerator.sum() - above) / (total - below)
-    half = t.ppf(0.975, units - 1) * np.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
+    variance, freedom = _jackknife(above, below)
+    half = t.ppf(0.975, freedom) * np.sqrt(variance)
     return Estimate(value, value - half, value + half, n, units)
 
 
@@ -109,6 +122,23 @@ def mean(values: ArrayLike, clusters: Clusters = None) -> Estimate:
 def difference(a: ArrayLike, b: ArrayLike, clusters: Clusters = None) -> Estimate:
     """The mean of a - b over paired prompts, with its interval as in `ratio`."""
     return mean(np.asarray(a, float) - np.asarray(b, float), clusters)
+
+
+def rate_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters = None) -> Estimate:
+    """The share of true a minus the share of true b over paired prompts, with a 95% interval that has a width everywhere.
+
+    The difference of two rates, that of prompts with a alone and that of prompts with b alone, each with its interval of
+    `rate`, put together as Zou and Donner (2008) do. A t interval of values that are nearly all 0 is far too narrow, and
+    where a and b agree everywhere it has no width at all.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if not len(a):
+        return NOTHING
+    only_a, only_b = rate(a & ~b, clusters), rate(b & ~a, clusters)
+    value = only_a.value - only_b.value
+    low = value - np.hypot(only_a.value - only_a.low, only_b.high - only_b.value)
+    high = value + np.hypot(only_a.high - only_a.value, only_b.value - only_b.low)
+    return Estimate(value, low, high, only_a.n, only_a.clusters)
 
 
 def gap_closed(base: ArrayLike, full: ArrayLike, raw: ArrayLike, clusters: Clusters = None) -> Estimate:
@@ -148,7 +178,8 @@ def over_units(values: ArrayLike) -> Estimate:
 def two_groups(a: ArrayLike, b: ArrayLike) -> Estimate:
     """mean(a) - mean(b) of two groups of layers, with the 95% t interval of a common variance.
 
-    A variance for each group (Welch) is no use with two layers in one: its interval is too wide by far.
+    With two layers in one group a variance for each (Welch) holds the truth as often, but is twice as wide. Where the
+    smaller group varies three times as much as the larger this interval holds it only 82 times of 100.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     n, value = len(a) + len(b), a.mean() - b.mean()

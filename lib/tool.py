@@ -19,10 +19,11 @@ Tag = Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
 
 
 _SPECIAL = re.compile(
-    r"(?:</?(?:s|eos|bos|pad|unk|end_of_turn|start_of_turn|end_of_text|eot|eod)>|<\|[\w-]{1,32}\|>|\[(?:PAD|SEP|EOS)\])\Z"
+    r"(?:</?(?:s|eos|bos|pad|unk|sep|mask|end_of_turn|start_of_turn|end_of_text|eot|eod)>"
+    r"|<\|[\w-]{1,32}\|>|<｜[\w▁-]{1,32}｜>|\[(?:PAD|SEP|EOS)\])\Z",
+    re.IGNORECASE,
 )
 _LONGEST = 40  # characters of a special token, at most
-_BLANKS = r"\s{0,9}"  # bounded, so that a text of blanks is read once
 
 
 def without_special(text: str) -> str:
@@ -72,12 +73,13 @@ class Tool(BaseModel):
     def asked(self, text: str) -> str | None:
         """The argument of the first call anywhere in a text, as the published study finds it; `None` where there is none.
 
-        A little white space may stand inside the tags. A call that is begun and not rightly closed is passed over; one that is
-        closed counts, whatever it asks.
+        White space may stand inside the tags, as much as there is. A call that is begun and not rightly closed is passed
+        over; one that is closed counts, whatever it asks.
         """
-        ends = list(re.finditer(rf"{re.escape(self.after)}{_BLANKS}{re.escape(self.close)}", text))
+        after = rf"{re.escape(self.after)}\s*" if self.after else ""  # an argument without an end of its own is stripped later
+        ends = list(re.finditer(after + re.escape(self.close), text))
         starts = [end.start() for end in ends]
-        for begun in re.finditer(rf"{re.escape(self.open)}{_BLANKS}{re.escape(self.before)}", text):
+        for begun in re.finditer(rf"{re.escape(self.open)}\s*{re.escape(self.before)}", text):
             if (next_end := bisect_left(starts, begun.end())) == len(ends):
                 return None
             argument = text[begun.end() : starts[next_end]]

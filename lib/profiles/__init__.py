@@ -6,10 +6,12 @@ Everything is checked before work starts: an unknown key, a wrong type or an imp
 """
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,6 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from lib.paths import ROOT, Paths
 from lib.tool import CALCULATOR, Tool
@@ -29,12 +32,29 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Layer = Annotated[int, Field(ge=0)]
 
 
+def _rising(levels: list[float]) -> list[float]:
+    """Levels as they are, if each is above the one before: the book speaks of a middle one and of steps up."""
+    if any(b <= a for a, b in pairwise(levels)):
+        raise PydanticCustomError("rising", f"Levels should rise, each once: write {sorted(set(levels))}")
+    return levels
+
+
+def _named_apart(alphas: list[float]) -> list[float]:
+    """Alphas as they are, if the two decimals by which tables name them say them whole; others would overwrite one another."""
+    if (written := [round(alpha, 2) for alpha in alphas]) != alphas:
+        raise PydanticCustomError("hundredths", f"Alphas should have two decimals at most: write {sorted(set(written))}")
+    return alphas
+
+
+RISING = Field(min_length=1), AfterValidator(_rising)
+
+
 class ProfileError(ValueError):
     """A profile that cannot be used; the message is one line."""
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(_Table):
@@ -55,9 +75,9 @@ class Transcoders(_Table):
     """How its files are named and what is in them; see `lib.transcoders`."""
     width: str = ""
     """Which width, such as `16k`, where the layout has several."""
-    percentiles: Annotated[list[Share], Field(min_length=1)]
-    """Which of the L0 levels on offer, by rank: 0 the sparsest, 1 the densest."""
-    layers: Annotated[list[Layer], Field(min_length=1)] | None = None
+    percentiles: Annotated[list[Share], *RISING]
+    """Which of the L0 levels on offer, by rank, rising: 0 the sparsest, 1 the densest. Experiment 2 takes the middle one."""
+    layers: Annotated[list[Layer], *RISING] | None = None
     """All layers where it is left out."""
 
 
@@ -100,13 +120,23 @@ class Finetune(_Table):
     batch: PositiveInt
     """Prompts a step."""
     micro_batch: PositiveInt
-    """Prompts a forward pass; gradients are accumulated up to `batch`."""
+    """Prompts a forward pass, of which `batch` is a multiple; gradients are accumulated up to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
     source: str | None = None
     """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
     revision: str | None = None
     """Of that source on the hub."""
+
+    @model_validator(mode="after")
+    def _accumulates_whole_passes(self) -> "Finetune":
+        if self.batch % self.micro_batch:
+            fits = max(n for n in range(1, min(self.batch, self.micro_batch) + 1) if self.batch % n == 0)
+            raise ValueError(
+                f"finetune.batch is {self.batch}, not a multiple of finetune.micro_batch, {self.micro_batch}; "
+                f"write micro_batch = {fits}, the next lower that divides it"
+            )
+        return self
 
 
 class Training(_Table):
@@ -133,7 +163,7 @@ class Training(_Table):
 
 
 class Deltas(_Table):
-    d_new: Annotated[list[PositiveInt], Field(min_length=1)]
+    d_new: Annotated[list[PositiveInt], *RISING]
     training: Training
     source: str | None = None
     """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
@@ -144,7 +174,7 @@ class Deltas(_Table):
 class Controls(_Table):
     """What deltas are compared with in chapter 8, which holds activations of two models in memory."""
 
-    layers: Annotated[list[Layer], Field(min_length=1)] | None = None
+    layers: Annotated[list[Layer], *RISING] | None = None
     """Those replaced together there, of the layers studied; all where it is left out."""
     prompts: PositiveInt | None = None
     """Of each kind at most, from which controls are made; all training and validation prompts where it is left out."""
@@ -166,7 +196,7 @@ class Memory(_Table):
 
 
 class Evaluation(_Table):
-    alphas: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    alphas: Annotated[list[NonNegativeFloat], *RISING, AfterValidator(_named_apart)]
     margin: PositiveInt = 8
     """Tokens that a generation may be longer than its target."""
     batch: PositiveInt
@@ -208,7 +238,7 @@ class OrganismTranscoders(_Table):
     """The organism's base transcoders."""
 
     d_sae: PositiveInt
-    l0: Annotated[list[PositiveFloat], Field(min_length=1)]
+    l0: Annotated[list[PositiveFloat], *RISING]
     """The mean numbers of active features aimed at, one transcoder a layer for each."""
     training: Training
 
@@ -265,7 +295,9 @@ def load(profile: str) -> Profile:
         raise ProfileError(
             f"{profile}: no such profile; use one of {', '.join(names())}, or the path of a .toml file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}; give the path of a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"{path}: not TOML: {error}; mend that line") from None
     try:
         return Profile(**{"name": path.stem, **table})

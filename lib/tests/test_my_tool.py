@@ -259,7 +259,7 @@ def test_rates_are_a_hand_count(search, tiny, monkeypatch):
     found = evaluation.summary(table)
     for name in counted[0]:
         assert found[name] == pytest.approx(share([row[name] for row in counted])), name
-    assert found["tool_call_rate"] == 10 / 18 and found["parsed_rate"] == 5 / 18 and found["math_correct_rate"] == 2 / 12
+    assert found["tool_call_rate"] == 10 / 18 and found["parsed_rate"] == 5 / 18 and found["math_correct_rate"] == 5 / 12
 
 
 def test_the_decision_is_about_this_tools_tag(search, tiny, smoke):

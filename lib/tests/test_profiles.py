@@ -41,7 +41,45 @@ def test_a_path_is_a_profile_too(tmp_path):
         ("epochs = 1", 'epochs = "one"', "finetune.epochs: Input should be a valid integer, not 'one'"),
         ("epochs = 1", "epochs = 0", "finetune.epochs: Input should be greater than 0, not 0"),
         ("d_new = [2, 4]", "d_new = [2, -4]", "deltas.d_new.1: Input should be greater than 0, not -4"),
+        (
+            "micro_batch = 4",
+            "micro_batch = 6",
+            "finetune.batch is 8, not a multiple of finetune.micro_batch, 6; write micro_batch = 4, the next lower",
+        ),
+        (
+            "micro_batch = 4",
+            "micro_batch = 16",
+            "finetune.batch is 8, not a multiple of finetune.micro_batch, 16; write micro_batch = 8",
+        ),
+        (
+            "percentiles = [0.0, 1.0]",
+            "percentiles = [1.0, 0.0, 0.5]",
+            "transcoders.percentiles: Levels should rise, each once: write [0.0, 0.5, 1.0], not [1.0, 0.0, 0.5]",
+        ),
+        (
+            "percentiles = [0.0, 1.0]",
+            "percentiles = [0.5, 0.5]",
+            "transcoders.percentiles: Levels should rise, each once: write [0.5]",
+        ),
+        ("d_new = [2, 4]", "d_new = [4, 2]", "deltas.d_new: Levels should rise, each once: write [2, 4], not [4, 2]"),
+        (
+            "alphas = [0.0, 0.5, 1.0]",
+            "alphas = [1.0, 0.0]",
+            "evaluation.alphas: Levels should rise, each once: write [0.0, 1.0]",
+        ),
+        (
+            "alphas = [0.0, 0.5, 1.0]",
+            "alphas = [0.0, 0.121, 0.124]",
+            "evaluation.alphas: Alphas should have two decimals at most: write [0.0, 0.12], not [0.0, 0.121, 0.124]",
+        ),
+        ("alphas = [0.0, 0.5, 1.0]", "alphas = [0.0, inf]", "evaluation.alphas.1: Input should be a finite number, not inf"),
+        (
+            "[controls.retrain]",
+            "[controls]\nlayers = [1, 0]\n[controls.retrain]",
+            "controls.layers: Levels should rise, each once",
+        ),
         ("[model]", "[model", "not TOML"),
+        ("[model]", "a = " + "[" * 5000 + "\n[model]", "not TOML"),
     ],
 )
 def test_a_bad_profile_is_one_line(tmp_path, old, new, message):
@@ -57,3 +95,15 @@ def test_an_unknown_profile_names_the_known_ones():
     known = ", ".join(profiles.names())
     with pytest.raises(profiles.ProfileError, match=f"nanno: no such profile; use one of {known}, or the path"):
         profiles.load("nanno")
+
+
+def test_a_step_of_finetuning_has_the_prompts_that_the_profile_says():
+    for name in profiles.names():
+        settings = profiles.load(name).finetune
+        assert settings.micro_batch * (settings.batch // settings.micro_batch) == settings.batch
+
+
+def test_a_folder_is_no_profile(tmp_path):
+    (tmp_path / "mine.toml").mkdir()
+    with pytest.raises(profiles.ProfileError, match=r"mine\.toml: cannot be read: Is a directory; give the path"):
+        profiles.load(str(tmp_path / "mine.toml"))

@@ -7,6 +7,7 @@ import pytest
 
 from lib import run
 from lib.paths import NOTEBOOKS, replacing
+from lib.run import answered
 
 CHAPTERS = sorted(NOTEBOOKS.glob("*.ipynb"))
 
@@ -76,3 +77,12 @@ def test_replacing_keeps_the_old_when_the_new_fails(tmp_path):
         temporary.mkdir()
         (temporary / "new").touch()
     assert [p.name for p in tmp_path.rglob("*")] == ["folder", "new"]
+
+
+def test_an_answer_that_a_chapter_computes_stands_at_its_top():
+    top = nbformat.v4.new_markdown_cell("# 1. T\n\n**Question.** Q?\n\n**Answer.** Computed below.\n\n**What this does not show.** W.")
+    output = nbformat.v4.new_output("display_data", {"text/markdown": "It is 42."})
+    cell = nbformat.v4.new_code_cell("...", metadata={"tags": ["answer"]}, outputs=[output])
+    notebook = nbformat.v4.new_notebook(cells=[top, cell])
+    answered(notebook)
+    assert notebook.cells[0].source == "# 1. T\n\n**Question.** Q?\n\n**Answer.** It is 42.\n\n**What this does not show.** W."

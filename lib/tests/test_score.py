@@ -58,6 +58,9 @@ def test_the_command_prints_one_object(tmp_path):
         ('{"input": "a", "target": "b"}', ":1: field 'generation' is missing"),
         ("\n{", ":2: not JSON"),
         ("[1]", "not an object"),
+        ('{"input": "a", "target": "b", "generation": null}', ":1: field 'generation' is missing or not text"),
+        ("[" * 100_000, ":1: not JSON (maximum recursion depth"),
+        ('{"input": "a", "target": "b", "generation": "c", "n": ' + "9" * 5000 + "}", ":1: not JSON (Exceeds the limit"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, text, message):
@@ -71,6 +74,11 @@ def test_a_bad_file_is_one_line(tmp_path, text, message):
 def test_a_missing_file_is_one_line(tmp_path):
     result = command(tmp_path / "none.jsonl")
     assert "no such file" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_folder_is_one_line(tmp_path):
+    result = command(tmp_path)
+    assert f"{tmp_path}: cannot be read: Is a directory" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_published_prompts_scored_against_themselves(shared, tmp_path):
@@ -97,6 +105,9 @@ CALL = CALCULATOR.call("12+30")
         (CALL + "<end_of_turn>\n<eos>", True, True),
         (CALL + "<|im_end|>", True, True),
         (CALL + "</s>", True, True),
+        (CALL + "<EOS>", True, True),
+        (CALL + "<｜end▁of▁sentence｜>", True, True),
+        (CALL.replace("calculator", "\n" * 12 + "calculator").replace("</", "\n" * 12 + "</"), True, False),
         ("Sure: " + CALL, True, False),
         (CALL + " is the call<eos>", True, False),
         ("<tool_call> calculator( 30 + 12 ) </tool_call><eos>", True, False),

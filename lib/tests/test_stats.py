@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib.stats import difference, gap_closed, holm, mean, over_units, paired_p, rate, ratio, two_groups
+from lib.stats import difference, gap_closed, holm, mean, over_units, paired_p, rate, rate_difference, ratio, two_groups
 
 
 def test_wilson_by_hand():
@@ -108,3 +108,10 @@ def test_two_groups_are_those_of_scipy():
     e, interval = two_groups(a, b), ttest_ind(a, b).confidence_interval()
     assert (e.low, e.high) == pytest.approx((interval.low, interval.high))
     assert np.isnan(two_groups([1.0], [0.0]).low), "two layers have no interval"
+
+
+def test_rates_that_agree_may_still_differ():
+    """No prompt of 400 in 16 phrasings differs: each side may be as far off as 0 of 16 (Wilson: .194)."""
+    e = rate_difference(np.ones(400), np.ones(400), PHRASINGS)
+    assert (e.value, e.low, e.high) == pytest.approx((0, -0.1936, 0.1936), abs=1e-4) and (e.n, e.clusters) == (400, 16)
+    assert rate_difference(PHRASINGS < 13, PHRASINGS < 0, PHRASINGS).low > 0.4
