@@ -68,7 +68,7 @@ $(BUILD)/06_exp2b_dose.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/07_how_measurement_misleads.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/08_controls.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/09_tool_or_template.ipynb: $(BUILD)/03_delta_transcoders.ipynb
-$(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_exp2b_dose 07_how_measurement_misleads,$(BUILD)/$(n).ipynb)
+$(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_exp2b_dose 07_how_measurement_misleads 08_controls,$(BUILD)/$(n).ipynb)
 -include $(wildcard $(BUILD)/*.d)
 
 LONG := notebooks real_profiles planted plan deltas# what takes long is begun first

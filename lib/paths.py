@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+PUBLISHED = ROOT / "data" / "published"
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,10 @@ def test_replacing_keeps_the_old_when_the_new_fails(tmp_path):
 
 
 def test_an_answer_that_a_chapter_computes_stands_at_its_top():
-    top = nbformat.v4.new_markdown_cell("# 1. T\n\n**Question.** Q?\n\n**Answer.** Computed below.\n\n**What this does not show.** W.")
+    page = "# 1. T\n\n**Question.** Q?\n\n**Answer.** {}\n\n**What this does not show.** W."
+    top = nbformat.v4.new_markdown_cell(page.format("Computed below."))
     output = nbformat.v4.new_output("display_data", {"text/markdown": "It is 42."})
     cell = nbformat.v4.new_code_cell("...", metadata={"tags": ["answer"]}, outputs=[output])
     notebook = nbformat.v4.new_notebook(cells=[top, cell])
     answered(notebook)
-    assert notebook.cells[0].source == "# 1. T\n\n**Question.** Q?\n\n**Answer.** It is 42.\n\n**What this does not show.** W."
+    assert notebook.cells[0].source == page.format("It is 42.")
