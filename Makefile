@@ -4,6 +4,7 @@
 # make plan     what a profile needs             make figures  redraw from tables on disk
 # make bench    ours beside the published procedure and other trainers
 # make cluster-test   the same jobs on two local workers of ray
+# make lab-test the dial in a real JupyterLab, in a Chromium
 # make base     remake the organism's weights    make clean    remove what was built
 PROFILE ?= nano
 
@@ -74,10 +75,14 @@ $(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_
 LONG := notebooks real_profiles planted plan deltas# what takes long is begun first
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
-	$(PYTHON) -m pytest -q -n auto --dist loadfile --ignore lib/tests/test_cluster.py $(LONG:%=lib/tests/test_%.py) lib/tests
+	$(PYTHON) -m pytest -q -n auto --dist loadfile --ignore lib/tests/test_cluster.py --ignore lib/tests/test_lab.py $(LONG:%=lib/tests/test_%.py) lib/tests
 
 cluster-test: .venv/ray smoke
 	$(PYTHON) -m pytest -q lib/tests/test_cluster.py
+
+# the dial in a real JupyterLab, in a Chromium if there is one
+lab-test: .venv/installed
+	$(PYTHON) -m pytest -q lib/tests/test_lab.py
 
 smoke:
 	@$(MAKE) all PROFILE=smoke

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lib import activations, deltas, models
 from lib.activations import Activations
@@ -127,6 +128,44 @@ def sparse(
     return [stack[i] for i in range(len(m.layers))]
 
 
+def held_at(m: Material, share: float) -> list[Transcoder]:
+    """Delta features of every layer, of which a share is active at a token in the mean, held by the threshold, without L1."""
+    data, check = ((a.x, m.left_by(m.bases, a)) for a in (m.train, m.validation))
+    settings, n = m.settings.model_copy(update={"l1": 0.0}), len(m.layers)
+    stack = Transcoder.initialised((n,), data[0].shape[-1], m.d_new, m.seed, settings.threshold).to(data[0].device)
+    picks = activations.repeated(data[0].shape[-2], settings.batch, m.seed)
+    batches = (tuple(tensor.index_select(-2, pick) for tensor in data) for pick in picks)
+    train([stack], batches, check, settings, torch.full((n,), share * m.d_new), progress="control")
+    stack.requires_grad_(False)
+    return [stack[i] for i in range(n)]
+
+
+def gelu(m: Material) -> list[torch.nn.Sequential]:
+    """For every layer d_new GELU units on what the base leaves: dense by construction, trained for as long as deltas are."""
+    target, found, train_on = m.left_by(m.bases, m.train), [], m.train.x
+    for i in range(len(m.layers)):
+        torch.manual_seed(m.seed)
+        d, scale = train_on.shape[-1], target[i].std().clamp(min=1e-8)
+        layer = torch.nn.Sequential(torch.nn.Linear(d, m.d_new), torch.nn.GELU(), torch.nn.Linear(m.d_new, d)).to(
+            train_on.device
+        )
+        layer[2].bias.data = target[i].mean(0) / scale  # deltas begin at the mean of the targets too
+        steps, optimizer = m.settings.steps, torch.optim.Adam(layer.parameters(), lr=3e-3)
+        picks = activations.repeated(target.shape[-2], m.settings.batch, m.seed)
+        for step in tqdm(range(steps), desc="dense control", mininterval=2):
+            pick = next(picks)
+            for group in optimizer.param_groups:
+                group["lr"] = 3e-3 * min(1, 2 * (1 - step / steps))
+            loss = (layer(train_on[i].index_select(0, pick)) - target[i].index_select(0, pick) / scale).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        layer[2].weight.data *= scale
+        layer[2].bias.data *= scale
+        found.append(layer.requires_grad_(False))
+    return found
+
+
 def retrained(m: Material) -> dict[int, Transcoder] | None:
     """Whole transcoders, from the bases' parameters on, trained on the finetuned model at the bases' L0 there.
 
@@ -168,6 +207,11 @@ def _linear(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
     return _each(m, lambda i, layer: Sum(m.bases[layer], reduced_rank(m.train.x[i], target[i], rank)))
 
 
+def _dense(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
+    units = gelu(m)
+    return _each(m, lambda i, layer: Sum(m.bases[layer], units[i]))
+
+
 def _same_model(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
     """Trained to give what one MLP of the base model has over itself: nothing, up to rounding."""
     return _on_bases(m, sparse(m, m.base_mlps, "base"))
@@ -194,10 +238,17 @@ CONTROLS = {  # name: (what it is, how it is made of the material and the deltas
         lambda m, delta: _constants(m, m.train.y - m.base_train.y), lambda d, k: d,
     ),
     "linear": ("base + a linear map of as many parameters", _linear, lambda d, k: 2 * d * rank_for(d, k) + d),
-    "dense": (
-        "base + a ReLU layer as wide, without threshold and L1",
+    "no_penalty": (
+        "delta without threshold and L1, which weigh so little that it is the treatment again",
         lambda m, delta: _on_bases(m, sparse(m, m.bases, threshold=0.0, l1=0.0)), _features,
     ),
+    "dense": (
+        "base + a GELU layer as wide, all of it active everywhere",
+        _dense, lambda d, k: k * (2 * d + 1) + d,
+    ),
+    "quarter": ("delta with a quarter of its features active", lambda m, delta: _on_bases(m, held_at(m, 1 / 4)), _features),
+    "eighth": ("delta with an eighth of its features active", lambda m, delta: _on_bases(m, held_at(m, 1 / 8)), _features),
+    "sixteenth": ("delta with a sixteenth of them active", lambda m, delta: _on_bases(m, held_at(m, 1 / 16)), _features),
     "frozen_encoder": (
         "delta with a random encoder, decoder trained",
         lambda m, delta: _on_bases(m, sparse(m, m.bases, frozen=("W_enc", "b_enc"))), lambda d, k: k * d + d,

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib import metrics
+from lib import metrics, stats
 from lib.encoding import batches, kept
 from lib.hooks import replaced
 from lib.models import LanguageModel
@@ -92,15 +92,35 @@ def removing(pairs: Mapping[int, BaseDelta], chosen: pd.DataFrame, features: pd.
 def matched(features: pd.DataFrame, chosen: pd.DataFrame, seed: int) -> pd.DataFrame:
     """As many others, each like one of the chosen in size and frequency: at random one of the five nearest left.
 
-    Sizes and frequencies are compared by rank. `ValueError` where fewer others are left than chosen.
+    Nearness is in the logarithm of the size and in the frequency, each over its spread; so a chosen feature of twice the
+    size is as far as one of half, however many lie between. `ValueError` where fewer others are left than chosen.
     """
     others = features.drop(index=chosen.index)
     if len(others) < len(chosen):
         raise ValueError(f"{len(chosen)} features chosen of {len(features)}: too few others to match them; choose fewer")
-    rank, draw, picked = features[["size", "frequency"]].rank(), np.random.default_rng(seed), []
+    where = pd.DataFrame({"size": np.log(features["size"] + 1e-9), "frequency": features.frequency})
+    where, draw, picked = where / where.std().replace(0, 1), np.random.default_rng(seed), []
     for index in chosen.index:
-        distance = (rank.loc[others.index] - rank.loc[index]).abs().sum(axis=1)
+        distance = (where.loc[others.index] - where.loc[index]).abs().sum(axis=1)
         pick = draw.choice(distance.nsmallest(5).index)
         picked.append(pick)
         others = others.drop(index=pick)
     return features.loc[picked]
+
+
+def compared(kl: Mapping[tuple[str, int, int], pd.Series], units: Sequence) -> pd.DataFrame:
+    """The best k features against others like them, prompt by prompt; a row for kept and removed and each k.
+
+    `kl` has KL(raw || replaced) of each prompt by (condition, k, draw). `advantage`: how much lower it is with the best
+    kept, or higher with the best removed, than with the others, in nats a prompt: the mean over draws, with its interval
+    over `units`; `smallest` and `largest` of the draws.
+    """
+    rows = []
+    for verb, sign in (("keep", 1), ("remove", -1)):
+        for k in sorted({k for name, k, _ in kl if name == f"{verb} others like them"}):
+            draws = [values for (name, at, _), values in kl.items() if (name, at) == (f"{verb} others like them", k)]
+            each = [sign * (values - kl[f"{verb} the best", k, 0]) for values in draws]
+            e, means = stats.mean(sum(each) / len(each), units), [values.mean() for values in each]
+            row = {"comparison": "kept" if sign > 0 else "removed", "k": k, "draws": len(draws), **e.columns("advantage")}
+            rows.append(row | {"smallest": min(means), "largest": max(means), "n": e.n, "n_clusters": e.clusters})
+    return pd.DataFrame(rows)

@@ -1,9 +1,10 @@
 """Context managers that read or replace what flows through a model, and always unhook.
 
 Each acts at every position and in every forward pass inside the block: prompts, cached decoding and
-left-padded batches alike. The only exception is a BOS token, recognised by its id and not by its
-position: transcoders are not trained on it, so it keeps the dense MLP's output. (`scope="prompt"`
-makes one more, to repeat the published study.)
+left-padded batches alike, and for one thread at a time: a second one that would hook the model waits.
+The only exception is a BOS token, recognised by its id and not by its position: transcoders are not
+trained on it, so it keeps the dense MLP's output. (`scope="prompt"` makes one more, to repeat the
+published study.)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,16 +99,17 @@ class HandsOn(torch.nn.Module):
 @contextmanager
 def resumed(model: LanguageModel, layer: int, stream: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
     """Inside the block forward passes skip all blocks up to that of `layer` and go on from what it is to have left."""
-    blocks = model.bridge.blocks
-    skipped = list(blocks)[: layer + 1]
-    try:
-        for i in range(layer):
-            blocks[i] = HandsOn()
-        blocks[layer] = HandsOn(stream)
-        yield
-    finally:
-        for i, block in enumerate(skipped):
-            blocks[i] = block
+    with model.lock:
+        blocks = model.bridge.blocks
+        skipped = list(blocks)[: layer + 1]
+        try:
+            for i in range(layer):
+                blocks[i] = HandsOn()
+            blocks[layer] = HandsOn(stream)
+            yield
+        finally:
+            for i, block in enumerate(skipped):
+                blocks[i] = block
 
 
 def by_lowest(conditions: Sequence[Mapping[int, MLP]]) -> list[tuple[int | None, list[Mapping[int, MLP]]]]:

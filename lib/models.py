@@ -1,11 +1,12 @@
 """Loading a model and its tokenizer, and putting transformer-lens hooks on that very model."""
 
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     bridge: TransformerBridge
     site: Site
+    lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+    """Held by the thread that has hooks on the model; another one waits, and never runs with hooks that are not its own."""
 
     @property
     def n_layers(self) -> int:
@@ -51,7 +54,14 @@ class LanguageModel:
 
     @contextmanager
     def hooks(self, hooks: Sequence[tuple[str, Callable]]) -> Iterator[None]:
-        """`bridge.hooks`, which makes that table anew for every name: some milliseconds each, as long as a block takes."""
+        """`bridge.hooks`, which makes that table anew for every name: some milliseconds each, as long as a block takes.
+
+        One thread at a time: another waits until these hooks are gone.
+        """
+        with self.lock:
+            yield from self._hooked(hooks)
+
+    def _hooked(self, hooks: Sequence[tuple[str, Callable]]) -> Iterator[None]:
         self.bridge.context_level += 1
         level, added = self.bridge.context_level, []
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import ipywidgets as w
@@ -22,8 +23,10 @@ def dial(
 ) -> w.VBox:
     """A dial for alpha at one of several places, a question, and the model's answer with `base + alpha * delta` there.
 
-    `load` gives the model and `replacement(model, place)` what stands in for which layers' MLPs; both are
-    called when first needed. The answer is shown as plain text, whatever the model wrote.
+    `load` gives the model and `replacement(model, place)` what stands in for which layers' MLPs; both are called when
+    first needed. The answer is shown as plain text, whatever the model wrote. JupyterLab may run several updates at once,
+    in threads: they take turns, and only the newest is answered. No text, nothing asked; a text that is too long for the
+    model, or an error, is answered by one line.
     """
     alpha = w.FloatSlider(1.0, min=0.0, max=2.0, step=0.05, description="alpha", continuous_update=False)
     place = w.ToggleButtons(options=places, description="layer", style={"button_width": "auto"})
@@ -32,12 +35,31 @@ def dial(
     ask = w.Button(description="Ask", button_style="primary")
     model = functools.cache(load)
     at = functools.cache(lambda where: replacement(model(), where))
+    turn, newest, answered = threading.Lock(), [], []
+
+    def written(dose: float, where: Hashable, asked: str) -> str:
+        hf, tokenizer = model().hf, model().tokenizer
+        n, limit = len(tokenizer(question(asked)).input_ids), hf.config.max_position_embeddings - max_new_tokens
+        if n > limit:
+            return f"This text has {n} tokens, and the model reads {limit} at most here: shorten it."
+        turned = {layer: dataclasses.replace(mlp, alpha=dose) for layer, mlp in at(where).items()}
+        with replaced(model(), turned):
+            return generate(hf, tokenizer, [question(asked)], max_new_tokens)[0]
 
     def update(_=None) -> None:
-        answer.value = "..."
-        turned = {layer: dataclasses.replace(mlp, alpha=alpha.value) for layer, mlp in at(place.value).items()}
-        with replaced(model(), turned):
-            [answer.value] = generate(model().hf, model().tokenizer, [question(text.value)], max_new_tokens)
+        wanted = alpha.value, place.value, text.value
+        newest[:] = [wanted]
+        with turn:
+            if newest != [wanted] or answered == [wanted]:  # another has come since, or this one is answered already
+                return
+            answered.clear()
+            answer.value = "..." if wanted[-1].strip() else ""
+            if wanted[-1].strip():
+                try:
+                    answer.value = written(*wanted)
+                    answered[:] = [wanted]
+                except Exception as error:  # a reader must see it, and a widget's thread shows none
+                    answer.value = f"{type(error).__name__}: {error}".splitlines()[0]
 
     ask.on_click(update)
     for control in (alpha, place, text):

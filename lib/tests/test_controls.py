@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import activations, controls, models
+from lib import activations, controls, leftover, models
 from lib.encoding import encode
 from lib.prompts import generate
 from lib.sites import DenseMLP
@@ -124,10 +124,35 @@ def test_what_was_trained_on_the_base_model_is_not_what_was_trained_on_the_finet
     assert fvu(material, built["attention_only"].mlps) > 1e-4
 
 
-def test_the_dense_layer_has_neither_threshold_nor_penalty(material, built):
-    dense = built["dense"].mlps[0].delta
-    assert (dense.threshold == 0).all() and dense.d_sae == material.d_new
-    assert (built["delta"].mlps[0].delta.threshold > 0).all()
+def active(material, control):
+    """Share of features active at a validation token, over layers."""
+    shares = []
+    for n, i in enumerate(LAYERS):
+        x, extra = material.validation.x[n], control.mlps[i]
+        f = extra.extra[:2](x) if isinstance(extra, controls.Sum) else extra.delta.encode(x)
+        shares.append((f != 0).float().mean().item())
+    return sum(shares) / len(shares)
+
+
+def test_the_dense_control_is_dense_and_the_sparse_ones_as_sparse_as_they_say(material, built):
+    """In effect, not in setting: a delta without threshold and penalty was once called dense, and was the treatment."""
+    found = {name: active(material, built[name]) for name in ("dense", "delta", "quarter", "eighth", "sixteenth")}
+    assert found["dense"] > 0.99 and found["delta"] < 0.75
+    assert found["quarter"] < 0.4 and found["sixteenth"] < found["eighth"] < found["quarter"] < found["delta"]
+    assert fvu(material, built["dense"].mlps) < fvu(material, built["bias"].mlps)
+
+
+@pytest.mark.parametrize("name", sorted(set(controls.CONTROLS) - {"delta", "no_penalty"}))
+def test_no_control_does_what_the_treatment_does(material, built, name):
+    """Each differs in what it writes by a tenth of what the delta adds, or more; the one named as alike does not."""
+    held = material.validation
+
+    def apart(name):
+        pairs = [(built[name].mlps[i](held.x[n]), built["delta"].mlps[i](held.x[n])) for n, i in enumerate(LAYERS)]
+        added = [built["delta"].mlps[i].delta(held.x[n]) for n, i in enumerate(LAYERS)]
+        return sum((a - b).norm() for a, b in pairs) / sum(d.norm() for d in added)
+
+    assert apart(name) > 0.1 > 0.05 > apart("delta")
 
 
 def test_retraining_goes_on_from_the_base_and_is_nearer(material, built):
@@ -147,3 +172,14 @@ def test_sizes_are_what_is_trained_and_the_thresholds(material, built):
 def test_without_settings_for_it_nothing_is_retrained_and_all_else_is_there(material):
     brief = material.settings.model_copy(update={"steps": 2})
     assert controls.build(replace(material, retrain=None, settings=brief)).keys() == controls.CONTROLS.keys() - {"retrained"}
+
+
+def test_what_is_left_at_alpha_0_goes_from_the_original_mlps_to_the_bases(material):
+    made, x = leftover.conditions(material.base_mlps, material.bases), material.validation.x[0]
+    mlp, base = material.base_mlps[0](x), material.bases[0](x)
+    assert torch.equal(made["original MLPs"][0](x), mlp) and torch.equal(made["bases: all of their error"][0](x), base)
+    assert torch.allclose(made["50% of the bases' error"][0](x), (mlp + base) / 2, atol=1e-5)
+    noise = made["noise as long as the error"][0](x) - mlp
+    assert torch.allclose(noise.norm(dim=-1), (base - mlp).norm(dim=-1), rtol=1e-4)
+    assert torch.cosine_similarity(noise, base - mlp, -1).abs().mean() < 0.3
+    assert torch.equal(noise, made["noise as long as the error"][0](x) - mlp), "the same noise each time"

@@ -1,30 +1,46 @@
+import threading
+import time
+
+import pytest
+import torch
+
 from lib.encoding import question
 from lib.generation import generate
-from lib.hooks import replaced
+from lib.hooks import capture, replaced, resumed
 from lib.transcoders import BaseDelta, Transcoder
 from lib.widgets import dial
 
 
+def loud(d_sae: int, seed: int) -> Transcoder:
+    """A transcoder whose output matters to what the model writes."""
+    t = Transcoder.initialised((), 32, d_sae, seed)
+    return Transcoder(t.W_enc, t.b_enc, t.threshold, 8 * t.W_dec, t.b_dec).requires_grad_(False)
+
+
+PAIRS = {i: BaseDelta(loud(24, i), loud(8, 9 + i)) for i in (0, 1)}
+
+
+def replacement(model, where):
+    return PAIRS if where == "all" else {where: PAIRS[where]}
+
+
+def wanted(model, alpha, layer, text):
+    """What the model writes, asked alone."""
+    turned = {i: BaseDelta(pair.base, pair.delta, alpha) for i, pair in PAIRS.items() if layer in (i, "all")}
+    with replaced(model, turned):
+        return generate(model.hf, model.tokenizer, [question(text)], 8)[0]
+
+
 def test_the_dial_shows_what_the_replaced_model_writes(tiny):
     loaded = []
-    pairs = {i: BaseDelta(Transcoder.initialised((), 32, 24, i), Transcoder.initialised((), 32, 4, 9 + i)) for i in (0, 1)}
 
     def load():
         loaded.append(1)
         return tiny
 
-    def replacement(model, where):
-        return pairs if where == "all" else {where: pairs[where]}
-
     box = dial(load, replacement, ["all", 0, 1], "What is 1 + 2?", 8)
     alpha, layer, text, ask, answer = box.children
     assert not loaded and answer.value == ""
-
-    def wanted():
-        turned = {i: BaseDelta(pair.base, pair.delta, alpha.value) for i, pair in pairs.items() if layer.value in (i, "all")}
-        with replaced(tiny, turned):
-            return generate(tiny.hf, tiny.tokenizer, [question(text.value)], 8)[0]
-
     seen = set()
     for act in (
         ask.click,
@@ -33,6 +49,98 @@ def test_the_dial_shows_what_the_replaced_model_writes(tiny):
         lambda: setattr(text, "value", "a"),
     ):
         act()
-        assert answer.value == wanted()
+        assert answer.value == wanted(tiny, alpha.value, layer.value, text.value)
         seen.add(answer.value)
     assert len(seen) > 1 and len(loaded) == 1
+
+
+def test_a_text_that_is_too_long_and_no_text_run_nothing(tiny, monkeypatch):
+    box = dial(lambda: tiny, replacement, ["all"], "What is 1 + 2?", 8)
+    *_, text, ask, answer = box.children
+    monkeypatch.setattr("lib.widgets.generate", lambda *_: pytest.fail("the model was run"))
+    text.value = "word " * 4000
+    limit = tiny.hf.config.max_position_embeddings - 8
+    n = len(tiny.tokenizer(question(text.value)).input_ids)
+    assert answer.value == f"This text has {n} tokens, and the model reads {limit} at most here: shorten it."
+    for nothing in ("", "   "):
+        text.value = nothing
+        ask.click()
+        assert answer.value == ""
+
+
+def test_an_error_is_shown_in_one_line(tiny):
+    def broken(model, where):
+        raise ValueError("no deltas here\nmore")
+
+    box = dial(lambda: tiny, broken, ["all"], "a", 8)
+    box.children[3].click()
+    assert box.children[4].value == "ValueError: no deltas here"
+
+
+def together(*work):
+    """Runs things in threads at once; raises what any of them raised."""
+    errors, ready = [], threading.Barrier(len(work))
+
+    def guarded(do):
+        try:
+            ready.wait()
+            do()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(do,)) for do in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "threads wait for one another"
+    if errors:
+        raise errors[0]
+
+
+def test_typing_and_pressing_at_once_is_one_question(tiny, monkeypatch):
+    asked = []
+
+    def counted(*arguments):
+        asked.append(arguments[2])
+        return generate(*arguments)
+
+    monkeypatch.setattr("lib.widgets.generate", counted)
+    box = dial(lambda: tiny, replacement, ["all", 0, 1], "", 8)
+    *_, text, ask, answer = box.children
+    for i in range(30):
+        question_now = f"What is {i} + {i}?"
+        together(lambda q=question_now: setattr(text, "value", q), lambda: (time.sleep(0.002), ask.click()))
+        assert answer.value == wanted(tiny, 1.0, "all", question_now), question_now
+    assert len(asked) == 30
+
+
+def test_two_dials_on_one_model_in_two_threads_answer_rightly(tiny):
+    boxes = [dial(lambda: tiny, replacement, ["all", 0, 1], "", 8) for _ in range(2)]
+    right = {(where, i): wanted(tiny, 1.0, where, f"Room {i}") for where in ("all", 1) for i in range(15)}
+
+    def fifteen(box, where):
+        box.children[1].value = where
+        for i in range(15):
+            box.children[2].value = f"Room {i}"
+            assert box.children[4].value == right[where, i]
+
+    together(lambda: fifteen(boxes[0], "all"), lambda: fifteen(boxes[1], 1))
+    assert len(set(right.values())) > 5, "the answers tell the questions apart"
+
+
+def test_no_two_threads_have_hooks_on_one_model(tiny):
+    """Each thread counts its own hooks; with two at once both would fire in one forward pass."""
+    ids = tiny.tokenizer("Room 4", return_tensors="pt").input_ids
+    name, inside = tiny.site.at(0)[0], []
+
+    def hooked():
+        for _ in range(20):
+            with capture(tiny, [name]) as seen, resumed(tiny, 0, torch.zeros(1, ids.shape[1], 32)), tiny.hooks([]):
+                inside.append(1)
+                assert len(inside) == 1 and not seen
+                tiny.hf(ids)
+                inside.pop()
+
+    together(hooked, hooked, hooked)
+    assert not any(point.fwd_hooks for point in tiny.points.values())

@@ -1,0 +1,124 @@
+"""The dial in a real JupyterLab, in a real browser; its own `make lab-test`, and skipped without a Chromium."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import nbformat
+import pytest
+
+from lib.paths import ROOT
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+TOKEN, MINUTE = "test", 60_000
+CELL = """
+import torch
+from lib import models, profiles
+from lib.nano.pretrain import build_model, train_tokenizer
+from lib.tests.test_widgets import PAIRS, replacement, wanted
+from lib.widgets import dial
+
+organism = profiles.load("smoke").organism.model
+hf = build_model(organism)
+torch.manual_seed(1)
+for name, parameter in hf.named_parameters():
+    torch.nn.init.normal_(parameter, std=0.5 if "norm" in name else 0.15)
+model = models.bridged(hf.eval(), train_tokenizer(organism, 500), "gemma-scope")
+dial(lambda: model, replacement, ["all", 0, 1], "", 8)
+"""
+TELL = """
+print("RIGHT", [wanted(model, 1.0, "all", f"Room {i}") for i in range(12)])
+"""
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium was found; install one to test the dial in JupyterLab")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab that serves one notebook."""
+    folder = tmp_path_factory.mktemp("lab")
+    cells = [nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell(TELL)]
+    kernel = {"kernelspec": {"name": "delta-transcoders", "display_name": "Delta transcoders", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "dial.ipynb")
+    port = 18_000 + os.getpid() % 10_000
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0",
+               f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]  # fmt: skip
+    environment = os.environ | {"HOME": str(folder), "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    environment["PATH"] = f"{ROOT / '.venv/bin'}:{environment['PATH']}"
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2)
+            break
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None, (folder / "lab.log").read_text()
+            time.sleep(0.5)
+    yield f"{address}/lab/tree/dial.ipynb?token={TOKEN}"
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    """The notebook, run from top to bottom."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.goto(lab, timeout=MINUTE)
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=2 * MINUTE)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        page.wait_for_selector("text=RIGHT", timeout=3 * MINUTE)
+        page.wait_for_selector(".widget-textarea textarea", timeout=MINUTE)
+        yield page
+        browser.close()
+
+
+def answered(page, text: str) -> None:
+    """Waits until the answer field says just this."""
+    page.wait_for_function(
+        "wanted => document.querySelector('.widget-textarea textarea').value === wanted", arg=text, timeout=MINUTE
+    )
+
+
+def test_typing_and_asking_shows_the_answer_to_what_was_typed(page):
+    """Typing and pressing Ask starts two updates in two threads; of 30 questions three showed the one before."""
+    told = page.locator(".jp-OutputArea-output", has_text="RIGHT").inner_text()
+    right = eval(told.strip().removeprefix("RIGHT"), {"__builtins__": {}})  # text of our own cell
+    assert len(right) == 12 and len(set(right)) > 3
+    field, ask = page.locator(".widget-text input"), page.get_by_role("button", name="Ask", exact=True)
+    for i, wanted in enumerate(right):
+        field.fill(f"Room {i}")
+        ask.click()
+        answered(page, wanted)
+    for i in range(12):  # in haste: the newest wins
+        field.fill(f"Room {i}")
+        ask.click()
+    answered(page, right[-1])
+    time.sleep(1)
+    answered(page, right[-1])
+
+
+def test_long_and_empty_texts_are_one_line_and_the_kernel_lives(page):
+    field, ask = page.locator(".widget-text input"), page.get_by_role("button", name="Ask", exact=True)
+    field.fill("x" * 20_000)
+    ask.click()
+    page.wait_for_function(
+        "document.querySelector('.widget-textarea textarea').value.startsWith('This text has ')", timeout=MINUTE
+    )
+    field.fill("")
+    ask.click()
+    answered(page, "")
+    field.fill("Room 1")
+    ask.click()
+    page.wait_for_function("document.querySelector('.widget-textarea textarea').value.length > 3", timeout=MINUTE)
