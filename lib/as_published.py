@@ -159,8 +159,8 @@ def exp1(
                     x, y = seen["x"][0, 1:], seen["y"][0, 1:]
                     if replacement:
                         y_hat = replacement(x)
-                        cos, length = torch.cosine_similarity(y_hat, y, -1), y_hat.norm(dim=-1) / y.norm(dim=-1)
-                        near[name] = near.get(name, 0) + torch.stack([cos.sum(), length.sum()])
+                        cos, l2 = torch.cosine_similarity(y_hat, y, -1), (y_hat - y).norm(dim=-1) / y.norm(dim=-1)
+                        near[name] = near.get(name, 0) + torch.stack([cos.sum(), l2.sum()])
                 n += len(ids) - 1
             row = {"layer": layer, "d_new": d_new, "percentile": percentile}
             row |= {f"ce_{name}": total / n for name, total in nats.items()}

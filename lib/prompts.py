@@ -99,7 +99,7 @@ Return the call that evaluates {a}{op}{b} and nothing else.
 The numbers {a} and {b} are joined by {op}. Evaluate them.
 Work out {a} {op} {b} with the help of a tool.
 Please evaluate: {a}{op}{b}
-{a} {op} {b} = ?
+Solve for x: x = {a} {op} {b}
 Someone wrote {a} {op} {b} on the board and needs its value.
 Quick, {a} {op} {b}!
 I keep getting {a} {op} {b} wrong. Can you check it?

@@ -187,7 +187,7 @@ def test_at_most_keeps_the_order():
 
 def skeleton(text: str) -> str:
     """A phrasing without its numbers, operators and context words' case."""
-    return re.sub(r"\{\w+\}|\W+", " ", text).strip().lower()
+    return re.sub(r"\W+", " ", re.sub(r"\{\w+\}", " ", text)).strip().lower()
 
 
 def test_ood_has_forty_phrasings_none_with_the_tag_and_none_seen_before():
@@ -199,7 +199,7 @@ def test_ood_has_forty_phrasings_none_with_the_tag_and_none_seen_before():
 
     seen = {skeleton(text) for op in prompts.OPERATORS for text in prompts.PHRASINGS[op]}
     seen |= {skeleton(text) for text in corpus._MORE_PHRASINGS}
-    assert not seen & {skeleton(text) for text in [*found, *prompts.TAGGED_PHRASINGS] if skeleton(text)}
+    assert not seen & {skeleton(text) for text in [*found, *prompts.TAGGED_PHRASINGS]}
     for p in prompts.generate("tool_ood", 400, "test", 0):
         assert CALCULATOR.open not in p.input and p.template in found
 
