@@ -8,8 +8,9 @@ other over ours, pair by pair, and its interval is of order statistics (`scipy.s
 the smallest and the largest ratio, which hold the median in 97% of cases. Rows of the same code and machine are kept; an
 interrupted run goes on.
 
-`training` is of the whole grid, with all that is done once, both sides by the recipe of the profile, or the published
-procedure by its own (`as_published.RECIPE`); `step` is a step of training of one delta and `many` of one of several that
+`training` is of the whole grid, with all that is done once. The row with both sides by one recipe, the profile's, says
+what the order of work is worth. Beside it stands a row in which the published procedure has its own recipe, of which the
+rate alone was tuned (`as_published.RECIPE`), where several settings of ours were: it says what a recipe is worth too. `step` is a step of training of one delta and `many` of one of several that
 learn together, timed as `lib.trainers` says.
 """
 
@@ -41,6 +42,8 @@ from lib.transcoders import Transcoder, save_npz
 
 COLUMNS = ["task", "size", "other", "ours_seconds", "other_seconds", "ratio", "ratio_low", "ratio_high", "n"]
 PUBLISHED = "published procedure"
+# what the published side's recipe is in a row of `training`, the headline first
+RECIPES = {"one recipe": {}, "each its recipe (theirs tuned in its rate alone)": as_published.RECIPE}
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ def jobs(work: Workplace) -> Iterator[Job]:
     size = f"{n} layers, {amount.capture} prompts"
     yield whole("capture", size, work.capture_ours, work.capture_published)
     grid = f"{n} layers x {len(widths)} d_new x {len(percentiles)} percentiles"
-    for recipe, changes in {"each its recipe": as_published.RECIPE, "one recipe": {}}.items():
+    for recipe, changes in RECIPES.items():
         size = f"{grid}, 1/{amount.cut} of the prompts, {recipe}"
         theirs = functools.partial(work.grid_published, **changes)
         yield whole("training", size, work.grid_ours, theirs, lambda: work.grid_data)

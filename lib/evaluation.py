@@ -193,8 +193,9 @@ def against(table: pd.DataFrame, raw: pd.DataFrame) -> dict[str, float]:
     return stats.columns(rises) | p_values
 
 
-KL_PARTS = ("question", "decision", "body")
-"""Where KL(raw || replaced) is summed: over the question, at the first token of the answer, over the rest of it."""
+KL_WHERE = {"question": "over the question", "decision": "at the first token of the answer", "body": "over the rest of it"}
+"""Where KL(raw || replaced) is summed; finetuning scored all but the question."""
+KL_PARTS = tuple(KL_WHERE)
 
 
 def total_kl(table: pd.DataFrame) -> pd.Series:

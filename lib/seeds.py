@@ -11,7 +11,8 @@ HEADLINES = {
     "raw_calls": "raw model, rate of calls", "base_calls": "base only at all layers, rate of calls",
     "full_calls": "base + delta at all layers, rate of calls", "full_right": "base + delta at all layers, rate of right calls",
     "base_fvu": "base only, FVU over all layers", "full_fvu": "base + delta, FVU over all layers",
-    "kl_gap_closed": "KL gap closed at all layers", "ce_gap_closed": "CE gap closed at all layers",
+    **{f"kl_{part}_gap_closed": f"KL gap closed at all layers, {where}" for part, where in evaluation.KL_WHERE.items()},
+    "ce_gap_closed": "CE gap closed at all layers",
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
             "full_calls": full.tool_call_rate.mean(), "full_right": full.math_correct_rate.astype(float).mean(),
             "base_fvu": metrics.fvu(list(alone.values()), seen.x, seen.y, seen.prompt).value,
             "full_fvu": metrics.fvu(list(pairs.values()), seen.x, seen.y, seen.prompt).value,
-            "kl_gap_closed": closed["kl_gap_closed"].value, "ce_gap_closed": closed["ce_gap_closed"].value,
+            **{name: closed[name].value for name in HEADLINES if name in closed},
         }  # fmt: skip
         rows.append({"seed": seed, "subset": subset, **found, "n_examples": len(asked)})
     return rows

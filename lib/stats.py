@@ -99,7 +99,8 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, clusters: Clusters = Non
 
     Each element is one prompt's share, so tokens of one prompt stay together. Covers means over tokens (denominator:
     tokens), fractions of variance unexplained (denominator: variance) and paired differences (numerator: the difference).
-    The interval is missing where there is one unit alone.
+    The interval is missing where there is one unit alone. Where a few units hold much of the sum it is too narrow: of
+    templates whose means are exponential it holds the truth 91 times of 100 with 39 of them, and 88 with eight.
     """
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     n, total = len(numerator), denominator.sum()
@@ -171,7 +172,10 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def over_units(values: ArrayLike) -> Estimate:
-    """The mean over a few layers or seeds and its 95% t interval; n is their number."""
+    """The mean over a few layers or seeds and its 95% t interval; n is their number.
+
+    Of six values that are as skewed as exponential ones it holds the truth 88 times of 100.
+    """
     return mean(np.asarray(values, float))
 
 

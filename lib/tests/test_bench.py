@@ -118,7 +118,7 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
     assert list(table.columns[:9]) == bench.COLUMNS and not table.duplicated(bench.COLUMNS[:3]).any()
     assert {"capture", "training", "exp1", "exp2", "step", "many"} == set(table.task)
     assert (table[["ours_seconds", "other_seconds", "ratio"]] > 0).all().all() and (table.n == AMOUNT.runs).all()
-    theirs, same = (row for _, row in table[table.task == "training"].iterrows())
+    same, theirs = (row for _, row in table[table.task == "training"].iterrows())
     assert same["size"].endswith("one recipe") and same.ours_loss == pytest.approx(same.other_loss, rel=1e-3)
     assert theirs.ours_loss == same.ours_loss != theirs.other_loss
     assert not work.scratch.paths.data.exists()
