@@ -32,7 +32,7 @@ def with_intervals(frame: pd.DataFrame, keep: list[str], names: list[str]) -> pd
     shown = frame[keep].copy()
     for name in names:
         cells = zip(frame[name], frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
-        digits = 3 if frame[name].abs().max() >= 0.02 else 5
+        digits = 5 if 0 < frame[name].abs().max() < 0.02 else 3
         shown[name] = [
             "" if pd.isna(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for value, low, high in cells
         ]
