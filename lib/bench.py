@@ -10,8 +10,8 @@ interrupted run goes on.
 
 `training` is of the whole grid, with all that is done once. The row with both sides by one recipe, the profile's, says
 what the order of work is worth. Beside it stands a row in which the published procedure has its own recipe, of which the
-rate alone was tuned (`as_published.RECIPE`), where several settings of ours were: it says what a recipe is worth too. `step` is a step of training of one delta and `many` of one of several that
-learn together, timed as `lib.trainers` says.
+rate alone was tuned (`as_published.RECIPE`), where several settings of ours were: it says what a recipe is worth too.
+`step` is a step of training of one delta and `many` of one of several that learn together, timed as `lib.trainers` says.
 """
 
 import argparse

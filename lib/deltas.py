@@ -38,7 +38,7 @@ def _load_levels(
     profile: Profile, model: LanguageModel, layer: int, percentiles: Sequence[float]
 ) -> list[tuple[Transcoder, float]]:
     """The bases of a layer, whose files are listed once, and their average L0."""
-    offer = imports.on_offer(profile.transcoders, layer, model.d_model)
+    offer = imports.on_offer(profile.transcoders, layer, model, profile.model.source)
     l0s = [choose(list(offer), percentile) for percentile in percentiles]
     return [(offer[l0]().to(model.hf.device), l0) for l0 in l0s]
 

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from lib import files
 from lib.paths import ROOT, Paths
 from lib.tool import CALCULATOR, Tool
 
@@ -289,16 +290,16 @@ def names() -> list[str]:
 def load(profile: str) -> Profile:
     """The profile of that name, or the one in that `.toml` file."""
     path = Path(profile) if profile.endswith(".toml") else FOLDER / f"{profile}.toml"
+    if not path.exists():
+        raise ProfileError(f"{profile}: no such profile; use one of {', '.join(names())}, or the path of a .toml file")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ProfileError(
-            f"{profile}: no such profile; use one of {', '.join(names())}, or the path of a .toml file"
-        ) from None
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read: {error.strerror}; give the path of a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProfileError(f"{path}: not TOML: {error}; mend that line") from None
+        said = files.text(path)
+    except ValueError as error:
+        raise ProfileError(str(error)) from None
+    try:
+        table = tomllib.loads(said)
+    except (ValueError, RecursionError) as error:  # also of a number too long for Python
+        raise ProfileError(f"{path}: not TOML: {error!s:.300}; mend that line") from None
     try:
         return Profile(**{"name": path.stem, **table})
     except ValidationError as error:

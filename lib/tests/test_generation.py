@@ -24,10 +24,11 @@ def by_argmax(hf, tokenizer, text: str, n: int) -> str:
 
 
 ADVICE = [
-    {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 12}, {"eos_token_id": 0}, {"eos_token_id": [5, 6, 7]},
-    {"do_sample": True, "temperature": 5.0, "top_k": 0}, {"num_beams": 4}, {"forced_eos_token_id": 7}, {"suppress_tokens": [1, 5, 6]},
-    {"begin_suppress_tokens": [5]}, {"bad_words_ids": [[9], [10]]}, {"max_length": 3}, {"use_cache": False},
-    {"renormalize_logits": True, "sequence_bias": [[[5], 50.0]]}, {"penalty_alpha": 0.6, "top_k": 4},
+    {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 12}, {"eos_token_id": 0},
+    {"eos_token_id": [5, 6, 7]}, {"do_sample": True, "temperature": 5.0, "top_k": 0}, {"num_beams": 4},
+    {"forced_eos_token_id": 7}, {"suppress_tokens": [1, 5, 6]}, {"begin_suppress_tokens": [5]},
+    {"bad_words_ids": [[9], [10]]}, {"max_length": 3}, {"use_cache": False}, {"penalty_alpha": 0.6, "top_k": 4},
+    {"renormalize_logits": True, "sequence_bias": [[[5], 50.0]]},
 ]  # fmt: skip
 
 
