@@ -4,7 +4,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from lib.paths import ROOT
 
 
 def fingerprint(*parts: object) -> str:
-    """Sixteen characters that change with any of the parts: JSON values, settings, tensors, mappings of these, files."""
+    """Sixteen characters that change with any of the parts: JSON values, settings, tensors, files, and many of these."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
         _add(found, part)
@@ -37,10 +37,10 @@ def _add(found, part: object) -> None:
         case BaseModel():
             found.update(part.model_dump_json().encode())
         case Mapping():
-            for key, value in part.items():
+            for key, value in sorted(part.items()):  # a vocabulary comes in any order
                 found.update(f"{key}\0".encode())
                 _add(found, value)
-        case list() | tuple():
+        case list() | tuple() | Iterator():
             for value in part:
                 _add(found, value)
         case str() | int() | float() | bool() | None:
