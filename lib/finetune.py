@@ -13,14 +13,23 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from lib import arrays, files, hub, precision
 from lib.encoding import encode
 from lib.fingerprint import code, fingerprint
 from lib.models import load_hf
 from lib.paths import alone, discard, replacing
-from lib.profiles import Finetune, local_or_hub
+from lib.profiles import Finetune, Profile, local_or_hub
 from lib.prompts import Prompt
 
 CURVES = ("step", "epoch", "loss", "eval_tool_loss", "eval_copy_loss")
@@ -74,23 +83,44 @@ def brought(
     return merged, tokenizer
 
 
-def with_lora(model: PreTrainedModel, settings: Finetune) -> PeftModel:
-    """The model with an untrained adapter, to be trained; `ValueError` for targets that it lacks or cannot keep.
+def check_targets(model: PreTrainedModel, settings: Finetune) -> None:
+    """Raise a one-line `ValueError` for targets that a model lacks, or on which an adapter would be lost.
 
     Where the embedding and the head are one tensor, an adapter on either cannot be merged into it without changing both.
     """
-    names = [name for name, _ in model.named_modules()]
-    if unknown := [t for t in settings.targets if not any(name == t or name.endswith(f".{t}") for name in names)]:
-        raise ValueError(
-            f"finetune.targets: {model.name_or_path} has no module {unknown[0]}; its modules are named as in {names[-3]}"
-        )
-    ends = [name for name, m in model.named_modules() if m in (model.get_input_embeddings(), model.get_output_embeddings())]
-    tied = [t for t in settings.targets if any(name == t or name.endswith(f".{t}") for name in ends)]
-    if tied and model.config.tie_word_embeddings:
-        raise ValueError(
-            f"finetune.targets: {tied[0]} is tied in {model.name_or_path} (embedding and head are one tensor): what is saved "
-            "would not be what was trained; leave it out"
-        )
+    modules = dict(model.named_modules())
+
+    def named(target: str) -> list[str]:
+        return [name for name in modules if name == target or name.endswith(f".{target}")]
+
+    for target in settings.targets:
+        if not named(target):
+            known = sorted({name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, nn.Linear)})
+            raise ValueError(f"finetune.targets: {target} is no module of {model.name_or_path}; it has {', '.join(known)}")
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        if model.config.tie_word_embeddings and any(modules[name] in ends for name in named(target)):
+            raise ValueError(
+                f"finetune.targets: {target} is tied in {model.name_or_path} (embedding and head are one tensor): what is "
+                "saved would not be what was trained; leave it out"
+            )
+
+
+def check(profile: Profile) -> None:
+    """`check_targets` before anything is computed, from the model's configuration alone."""
+    if profile.finetune.source:
+        return
+    source = local_or_hub(profile.model.source)
+    hub.file(source, "config.json", profile.model.revision)
+    config = AutoConfig.from_pretrained(source, revision=profile.model.revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.name_or_path = profile.model.source
+    check_targets(model, profile.finetune)
+
+
+def with_lora(model: PreTrainedModel, settings: Finetune) -> PeftModel:
+    """The model with an untrained adapter, to be trained; see `check_targets`."""
+    check_targets(model, settings)
     lora = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
         target_modules=settings.targets, task_type="CAUSAL_LM",

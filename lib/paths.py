@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +74,25 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             discard(path)
         os.replace(temporary, path)
+        written.append(path)
+        note([path])
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, f"{path.parent}: the disk is full; free some space and start again") from None
         raise
     finally:
         discard(temporary)
+
+
+written: list[Path] = []
+"""Every file and folder that this process has put in its place."""
+
+
+def note(paths: Iterable[Path]) -> None:
+    """Tell the run of a chapter, where there is one, which files are its own (`lib.run`)."""
+    if file := os.environ.get("CHAPTER_WROTE"):
+        with Path(file).open("a", encoding="utf-8") as log:
+            log.writelines(f"{os.path.relpath(path, ROOT)}\n" for path in paths)
 
 
 def discard(path: Path) -> None:

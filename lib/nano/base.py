@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import activations, models, profiles
+from lib import activations, finetune, models, profiles
 from lib.nano.card import CARD, make_card
 from lib.nano.pretrain import corpus_batches, corpus_tokens, pretrain, train_tokenizer
 from lib.paths import ROOT, alone, discard, replacing
@@ -96,9 +96,14 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make everything from nothing")
     arguments = parser.parse_args()
     try:
-        make(profiles.load(arguments.profile), arguments.again)
-    except ValueError as error:
+        profile = profiles.load(arguments.profile)
+        profiles.claim(profile, arguments.profile)
+        make(profile, arguments.again)
+        finetune.check(profile)
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

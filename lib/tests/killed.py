@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lib import activations, deltas, encoding, finetune, models, paths, profiles, prompts
+from lib import deltas, encoding, finetune, models, paths, profiles, prompts
 from lib.fingerprint import fingerprint
 from lib.nano import base
 from lib.nano import pretrain as pretraining
