@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 def fingerprint(*parts: object) -> str:
-    """Sixteen characters that change with any of the parts: JSON values, settings, tensors, tables, functions, and many of these.
+    """Sixteen characters that change with any of the parts: values, settings, tensors, tables, functions, and many of these.
 
     A function counts with its code, the values that it finds around it and, of `lib`, the modules that it stands on.
     """
@@ -136,7 +136,7 @@ def imported(file: Path) -> tuple[Path, ...]:
 
 
 def code(file: Path | str) -> str:
-    """The fingerprint of a file of Python, or a notebook, and of all of `lib` that it stands on; comments and docstrings aside."""
+    """The fingerprint of a file of Python, or a notebook, and of the `lib` that it stands on; comments and docstrings aside."""
     return fingerprint(*(_bare(_source(file)) for file in imported(Path(file).resolve())))
 
 

@@ -17,11 +17,11 @@ from lib.profiles import Profile
 def table(
     profile: Profile, name: str, compute: Callable[[], pd.DataFrame], redraw: bool, reads: Sequence[Path] | None = None
 ) -> pd.DataFrame:
-    """A CSV among a profile's results: read where what it was made from has not changed since, computed and written where it has.
+    """A CSV among a profile's results: read where what it was made from has not changed since, else computed and written.
 
-    It is made from `compute` with all that this uses (`lib.fingerprint`), and from the files `reads`: the prompts, the finetuned
-    model and the deltas, unless others are named. Whatever else `compute` wrote must be there too. To `redraw` only, the
-    table is read as it is. Either way what is returned was read from the file, so a redrawn figure equals the first.
+    It is made from `compute` with all that this uses (`lib.fingerprint`), and from the files `reads`: the prompts, the
+    finetuned model and the deltas, unless others are named. Whatever else `compute` wrote must be there too. To `redraw`
+    only, the table is read as it is. What is returned was read from the file, so a redrawn figure equals the first.
     """
     at = profile.paths
     path, record = at.results / name, at.results / ".made" / f"{Path(name).stem}.json"

@@ -1,4 +1,4 @@
-"""Killed at any file event, a run leaves what the next one finishes to the same result (`lib.tests.killed` tries all of them)."""
+"""Killed at any file event, a run leaves what the next one finishes to the same result (`lib.tests.killed` tries all)."""
 
 import os
 import re
