@@ -8,12 +8,16 @@
 # make base     remake the organism's weights    make clean    remove what was built
 PROFILE ?= nano
 
+# A profile's name goes into rules and into the shell, so it holds nothing that means something there.
+ODD := $(strip $(foreach c,$$ " ' ` \ ; & | < > ( ) * ? [ ] { } ! ~ % : = \#,$(findstring $(c),$(value PROFILE))))
+ifneq ($(ODD)$(word 2,$(value PROFILE)),)
+$(error PROFILE=$(value PROFILE): spaces and signs like $$ : % or quotes do not do here; give a name, or a path without them)
+endif
 NAME := $(basename $(notdir $(PROFILE)))
 TOML := $(if $(filter %.toml,$(PROFILE)),$(PROFILE),lib/profiles/$(PROFILE).toml)
 BUILD := build/$(NAME)
 PYTHON := .venv/bin/python
 CHAPTERS := $(patsubst notebooks/%.ipynb,$(BUILD)/%.ipynb,$(sort $(wildcard notebooks/*.ipynb)))
-SOURCES := $(wildcard lib/*.py lib/profiles/*.py lib/nano/*.py)
 RUN = @$(PYTHON) -m lib.run
 
 # idle threads spin only briefly; chapters side by side (-j) would stall one another
@@ -57,7 +61,24 @@ $(BUILD)/base: | .venv/installed
 	@$(PYTHON) -m lib.nano.base --profile $(PROFILE)
 	@touch $@
 
-$(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(TOML) .venv/installed | $(BUILD)/base $(WORKERS)
+# What a chapter is made from besides the chapters before it stands in a file that changes when that does (lib/needs.py):
+# looked after as make begins, and made by a rule where nothing is there yet.
+ifeq ($(filter test lab clean plan base smoke cluster-test lab-test,$(MAKECMDGOALS)),)
+ifneq ($(wildcard .venv/installed),)
+ifneq ($(wildcard $(BUILD)/base),)
+WRONG := $(shell $(PYTHON) -m lib.needs --profile '$(PROFILE)' 2>&1)
+ifneq ($(WRONG),)
+$(error $(WRONG))
+endif
+endif
+endif
+endif
+$(BUILD)/needs.made: | $(BUILD)/base
+	@$(PYTHON) -m lib.needs --profile $(PROFILE)
+	@touch $@
+$(BUILD)/needs/%: $(BUILD)/needs.made ;
+
+$(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/base $(WORKERS)
 	$(RUN) $< --profile $(PROFILE)
 
 # which chapter works on the results of which
@@ -70,7 +91,6 @@ $(BUILD)/07_how_measurement_misleads.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/08_controls.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/09_tool_or_template.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_exp2b_dose 07_how_measurement_misleads 08_controls,$(BUILD)/$(n).ipynb)
--include $(wildcard $(BUILD)/*.d)
 
 LONG := notebooks real_profiles planted plan deltas# what takes long is begun first
 test: export OMP_NUM_THREADS = 1

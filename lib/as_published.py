@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib import training
 from lib.encoding import question, tokens
+from lib.generation import plainly
 from lib.metrics import OUTCOMES, outcomes
 from lib.profiles import Training
 from lib.prompts import Prompt
@@ -194,9 +195,8 @@ def exp2(
                         loss = _cross_entropy(hf(torch.tensor([q + a], device=hf.device)).logits[0], q + a)
                         nats, n = nats + loss[len(q) - 1 :].sum().item(), n + len(a)
                         encoded = tokenizer(question(prompt.input), return_tensors="pt").to(hf.device)
-                        out = hf.generate(
-                            **encoded, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id
-                        )
+                        with plainly(hf, tokenizer, max_new_tokens=longest) as settings:
+                            out = hf.generate(**encoded, generation_config=settings)
                         texts.append(tokenizer.decode(out[0, encoded.input_ids.shape[1] :], skip_special_tokens=True))
                 rates = outcomes(tool, [p.target for p in asked], texts)
                 row = {"layer": layer, "subset": subset, "condition": condition, "mean_ce": nats / n}

@@ -1,7 +1,5 @@
 """Which base and which delta belong to a layer, d_new and percentile; and training all deltas at once."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +12,7 @@ from tqdm.auto import tqdm
 
 from lib import activations, imports, precision
 from lib.encoding import Encoded
+from lib.fingerprint import code, fingerprint
 from lib.hooks import MLP
 from lib.models import LanguageModel
 from lib.profiles import Profile, Training
@@ -38,7 +37,7 @@ def _load_levels(
     profile: Profile, model: LanguageModel, layer: int, percentiles: Sequence[float]
 ) -> list[tuple[Transcoder, float]]:
     """The bases of a layer, whose files are listed once, and their average L0."""
-    offer = imports.on_offer(profile.transcoders, layer, model.d_model)
+    offer = imports.on_offer(profile.transcoders, layer, model, profile.model.source)
     l0s = [choose(list(offer), percentile) for percentile in percentiles]
     return [(offer[l0]().to(model.hf.device), l0) for l0 in l0s]
 
@@ -127,19 +126,18 @@ def fit(
     x, target = data
     shape, d_model = target.shape[:-2], target.shape[-1]
     stacks = [Transcoder.initialised(shape, d_model, d_new, seed, settings.threshold).to(x.device) for d_new in widths]
-    kept = checkpoint and Checkpoint(checkpoint, _of(settings, data, widths, seed, frozen), x.device)
+    kept = checkpoint and Checkpoint(checkpoint, _of(settings, data, validation, list(widths), seed, frozen), x.device)
     picks = islice(activations.repeated(target.shape[-2], settings.batch, seed), kept.step if kept else 0, None)
     batches = ((x.index_select(-2, pick), target.index_select(-2, pick)) for pick in picks)  # much faster than x[..., pick, :]
     curves = train(stacks, batches, validation, settings, frozen=frozen, progress=progress, checkpoint=kept)
     return list(zip(stacks, curves, strict=True))
 
 
-def _of(settings: Training, data: Batch, widths: Sequence[int], seed: int, frozen: tuple[str, ...]) -> str:
-    """What tells one training from another: its settings, the shape of its data and the first of them."""
-    found = hashlib.sha256(json.dumps([settings.model_dump(), [*data[1].shape], list(widths), seed, frozen]).encode())
-    for tensor in data:
-        found.update(tensor[..., :256, :].float().contiguous().cpu().numpy())
-    return found.hexdigest()
+def _of(settings: Training, data: Batch, validation: Batch, *more: object) -> str:
+    """What tells one training from another: its settings, its data, and the code."""
+    tensors = [tensor for tensor in (*data, *validation) if tensor is not None]
+    parts = (t[..., i : i + 2**16, :] for t in tensors for i in range(0, t.shape[-2], 2**16))
+    return fingerprint(settings, [[*t.shape] for t in tensors], list(more), parts, code(__file__))
 
 
 def brought(

@@ -3,21 +3,33 @@
 Tool prompts are learned on the answer alone, copies on all tokens (the published recipe).
 """
 
-import shutil
+import json
+import math
 import warnings
 from pathlib import Path
 
 import pandas as pd
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from lib import hub, precision
+from lib import arrays, files, hub, precision
 from lib.encoding import encode
+from lib.fingerprint import code, fingerprint
 from lib.models import load_hf
-from lib.paths import replacing
-from lib.profiles import Finetune, local_or_hub
+from lib.paths import alone, discard, replacing
+from lib.profiles import Finetune, Profile, local_or_hub
 from lib.prompts import Prompt
 
 CURVES = ("step", "epoch", "loss", "eval_tool_loss", "eval_copy_loss")
@@ -37,22 +49,30 @@ def collate(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> dict[s
 
 def brought(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model finetuned elsewhere, merged, and its tokenizer: a PEFT adapter for `model`, or a whole model of its shape.
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The model finetuned elsewhere and its tokenizer: `model` with a PEFT adapter on it, or a whole model of its shape.
 
-    An adapter that fits `model` only in part would silently do less than it should; it is a `ValueError`.
+    An adapter that fits `model` only in part would silently do less than it should; it is a `ValueError`, as is one that
+    is not finite.
     """
     place = hub.folder(local_or_hub(source), revision)
     if (place / "adapter_config.json").exists():
+        files.json_object(place / "adapter_config.json")
+        for file in place.glob("adapter_model*"):
+            files.present(file)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", "Found missing adapter keys")
-                return PeftModel.from_pretrained(model, place).merge_and_unload(), tokenizer
-        except (UserWarning, RuntimeError, ValueError) as error:
+                adapted, theirs = PeftModel.from_pretrained(model, place), load_peft_weights(str(place), device="cpu")
+        except (UserWarning, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
             first = str(error).split("\n")[0]
             raise ValueError(
                 f"{source}: not an adapter of {model.name_or_path} ({first:.300}); check finetune.source"
             ) from None
+        if unknown := sorted(set(theirs) - set(get_peft_model_state_dict(adapted))):
+            raise ValueError(f"{source}: {model.name_or_path} has no place for its {unknown[0]}; check finetune.source")
+        arrays.finite(source, theirs, "train or download the adapter again")
+        return adapted, tokenizer
     if not (place / "tokenizer_config.json").exists():
         raise ValueError(f"{source}: no tokenizer there; save the tokenizer beside the model")
     merged, tokenizer = load_hf(place, str(model.dtype).removeprefix("torch."))
@@ -63,13 +83,97 @@ def brought(
     return merged, tokenizer
 
 
+def check_targets(model: PreTrainedModel, settings: Finetune) -> None:
+    """Raise a one-line `ValueError` for targets that a model lacks, or on which an adapter would be lost.
+
+    Where the embedding and the head are one tensor, an adapter on either cannot be merged into it without changing both.
+    """
+    modules = dict(model.named_modules())
+
+    def named(target: str) -> list[str]:
+        return [name for name in modules if name == target or name.endswith(f".{target}")]
+
+    for target in settings.targets:
+        if not named(target):
+            known = sorted({name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, nn.Linear)})
+            raise ValueError(f"finetune.targets: {target} is no module of {model.name_or_path}; it has {', '.join(known)}")
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        if model.config.tie_word_embeddings and any(modules[name] in ends for name in named(target)):
+            raise ValueError(
+                f"finetune.targets: {target} is tied in {model.name_or_path} (embedding and head are one tensor): what is "
+                "saved would not be what was trained; leave it out"
+            )
+
+
+def check(profile: Profile) -> None:
+    """`check_targets` before anything is computed, from the model's configuration alone."""
+    if profile.finetune.source:
+        return
+    source = local_or_hub(profile.model.source)
+    hub.file(source, "config.json", profile.model.revision)
+    config = AutoConfig.from_pretrained(source, revision=profile.model.revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.name_or_path = profile.model.source
+    check_targets(model, profile.finetune)
+
+
 def with_lora(model: PreTrainedModel, settings: Finetune) -> PeftModel:
-    """The model with an untrained adapter, to be trained."""
+    """The model with an untrained adapter, to be trained; see `check_targets`."""
+    check_targets(model, settings)
     lora = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
         target_modules=settings.targets, task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, lora).train()
+
+
+class Whole(TrainerCallback):
+    """Marks each checkpoint once it is whole, and only then lets go of the one before; stops where a loss is not finite."""
+
+    MARK = "whole"
+
+    def on_save(self, args, state, control, **_):
+        folder = Path(args.output_dir)
+        new = folder / f"checkpoint-{state.global_step}"
+        (new / self.MARK).touch()
+        for old in folder.glob("checkpoint-*"):
+            if old != new:
+                discard(old)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        for name, value in (logs or {}).items():
+            if "loss" in name and not math.isfinite(value):
+                raise ValueError(f"finetuning came apart at step {state.global_step} ({name} is {value}); lower finetune.lr")
+
+
+def last_whole(folder: Path, of: str) -> str | None:
+    """The newest whole checkpoint of the run `of` in its folder; what another run, or a death, left there is passed over."""
+    mark = folder / "of"
+    if folder.exists() and not (mark.exists() and mark.read_text() == of):
+        warnings.warn(f"{folder}: of another run (other settings, prompts or weights); begun anew", stacklevel=3)
+        discard(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(mark) as temporary:
+        temporary.write_text(of)
+    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if (path / Whole.MARK).exists()}
+    for torn in set(folder.glob("checkpoint-*")) - set(found.values()):
+        discard(torn)
+    return str(found[max(found)]) if found else None
+
+
+@torch.no_grad()
+def says(model: PreTrainedModel | PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits of a batch, in float32."""
+    training = model.training
+    ids, attention = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
+    found = model.eval()(input_ids=ids, attention_mask=attention, use_cache=False).logits.float().cpu()
+    model.train(training)
+    return found
+
+
+SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""How far logits may be from those before merging and saving, as a share of their spread: what rounding does to them."""
 
 
 def finetune(
@@ -84,19 +188,57 @@ def finetune(
     """Finetune, merge, save the merged model and its tokenizer in `folder`; returns the learning curves.
 
     Curves hold `CURVES`: losses in nats per learned token. A run that was interrupted goes on from
-    its last whole epoch. Where the settings name a source, its model is taken and only scored.
+    its last whole epoch; one that is done is not done again. Where the settings name a source, its model is taken and only
+    scored. `ValueError` where training comes apart, and where what would be saved is not what was trained.
     """
+    of = fingerprint(
+        settings, seed, [[p.input, p.target, p.label] for p in (*train, *validation)], tokenizer.get_vocab(),
+        dict(model.state_dict()), code(__file__),
+    )  # fmt: skip
+    done = folder / "finetuned.json"
+    if done.exists() and (made := json.loads(done.read_text()))["of"] == of and not settings.source:
+        return pd.DataFrame(made["curves"], columns=CURVES).astype(float)
+    with alone(folder):
+        curves, adapted, tokenizer = _trained(model, tokenizer, train, validation, settings, folder, seed, of)
+        probe = collate(tokenizer, validation[:16])
+        wanted = says(adapted, probe)
+        if isinstance(adapted, PeftModel):
+            adapted = adapted.merge_and_unload()
+        arrays.finite(folder, dict(adapted.named_parameters()), "training came apart: lower finetune.lr")
+        with replacing(folder) as temporary:
+            adapted.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            saved, _ = load_hf(temporary, str(adapted.dtype).removeprefix("torch."))
+            off = ((says(saved, probe) - wanted).abs().max() / wanted.std()).item()
+            if not off <= SAME[adapted.dtype]:
+                raise ValueError(
+                    f"{folder}: what would be saved is not the model that was trained (logits differ by {off:.2g} of their "
+                    "spread); leave embeddings and head out of the adapter's targets (finetune.targets, or finetune.source)"
+                )
+            (temporary / done.name).write_text(json.dumps({"of": of, "curves": curves.values.tolist()}))
+        discard(_checkpoints(folder))
+    return curves
+
+
+def _checkpoints(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.checkpoints")
+
+
+def _trained(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: list[Prompt], validation: list[Prompt],
+    settings: Finetune, folder: Path, seed: int, of: str,
+) -> tuple[pd.DataFrame, PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:  # fmt: skip
+    """The learning curves, and the trained model, not yet merged, with its tokenizer."""
     torch.manual_seed(seed)
     if settings.source:
         adapted, tokenizer = brought(model, tokenizer, settings.source, settings.revision)
     else:
         adapted = with_lora(model, settings)
-    checkpoints = folder.with_name(f"{folder.name}.checkpoints")
     steps_an_epoch = -(-len(train) // settings.batch)
     trainer = Trainer(
         adapted,
         TrainingArguments(
-            output_dir=str(checkpoints),
+            output_dir=str(_checkpoints(folder)),
             learning_rate=settings.lr,
             lr_scheduler_type="cosine",
             warmup_steps=int(settings.warmup * steps_an_epoch * settings.epochs),
@@ -105,9 +247,9 @@ def finetune(
             per_device_eval_batch_size=settings.micro_batch,
             gradient_accumulation_steps=settings.batch // settings.micro_batch,
             logging_steps=max(1, steps_an_epoch // 10),
+            logging_nan_inf_filter=False,
             eval_strategy="epoch",
             save_strategy="epoch",
-            save_total_limit=1,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             label_names=["labels"],
@@ -120,14 +262,11 @@ def finetune(
         data_collator=lambda prompts: collate(tokenizer, prompts),
         train_dataset=train,
         eval_dataset={s: [p for p in validation if p.subset == s] for s in ("tool", "copy")},
+        callbacks=[Whole()],
     )
     if settings.source:
         trainer.evaluate()
     else:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
-        adapted = adapted.merge_and_unload()
-    with replacing(folder) as temporary:
-        adapted.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return pd.DataFrame(trainer.state.log_history).reindex(columns=CURVES).dropna(subset=CURVES[2:], how="all")
+        trainer.train(resume_from_checkpoint=last_whole(_checkpoints(folder), of))
+    curves = pd.DataFrame(trainer.state.log_history).reindex(columns=CURVES).dropna(subset=CURVES[2:], how="all")
+    return curves.astype(float), trainer.model, tokenizer

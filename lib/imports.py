@@ -4,43 +4,52 @@ Weights are read as safetensors, as npz without objects, or as a pickle that hol
 nothing else: a file that would run code is refused, and nothing in it runs.
 """
 
-import json
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lib import hub
+from lib import files, hub
 from lib.paths import ROOT
 from lib.profiles import Transcoders, local_or_hub
+from lib.sites import site_for
 from lib.transcoders import LAYOUTS, PARAMETERS, Transcoder, checked, levels, load_level, load_npz, read
+
+if TYPE_CHECKING:
+    from lib.models import LanguageModel
 
 # --- bases ---
 
 
-def on_offer(settings: Transcoders, layer: int, d_model: int | None = None) -> dict[float, Callable[[], Transcoder]]:
+def on_offer(
+    settings: Transcoders, layer: int, model: "LanguageModel | None" = None, source: str = ""
+) -> dict[float, Callable[[], Transcoder]]:
     """The base transcoders to choose from in a layer, by their average L0; each is loaded when called.
 
     The source is in a layout of `lib.transcoders`; or a folder that holds folders as sae-lens saves them
     (`cfg.json`, `sae_weights.safetensors`), told apart by the layer of their `hook_name`; or a release by
     the name that sae-lens has for it, from which the ids of the layer and, where they have one, of
-    `width` are taken. An L0 that is nowhere written is NaN.
+    `width` are taken. An L0 that is nowhere written is NaN. One that does not fit `model` is a `ValueError`: by its
+    shapes, or by what sae-lens wrote of where it was trained; where only the model's name is not `source`, a warning.
     """
+    d_model, fits = model and model.d_model, partial(_trained_there, model=model, layer=layer, source=source)
     folder = ROOT / settings.source
     if folder.is_dir() and any(folder.rglob("cfg.json")):
         places = _folders(folder, layer)
-        loads = {l0: partial(load_sae_lens, place, d_model) for l0, place in places.items()}
+        loads = {l0: partial(load_sae_lens, place, d_model, fits) for l0, place in places.items()}
     elif not folder.is_dir() and "/" not in settings.source:
         if settings.revision:
             raise ValueError(f"{settings.source}: sae-lens loads the newest of a release; leave out transcoders.revision")
         ids = _ids(settings.source, layer, settings.width)
-        loads = {l0: partial(load_release, settings.source, name, d_model) for l0, name in ids.items()}
+        loads = {l0: partial(load_release, settings.source, name, d_model, fits) for l0, name in ids.items()}
     else:
         files = levels(settings, layer)
         loads = {l0: partial(load_level, settings, file, d_model) for l0, file in files.items()}
@@ -51,7 +60,7 @@ def _folders(source: Path, layer: int) -> dict[float, Path]:
     """The sae-lens folders of a layer, by average L0."""
     found: dict[float, Path] = {}
     for file in sorted(source.rglob("cfg.json")):
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = files.json_object(file)
         metadata = config.get("metadata", config)
         if f"blocks.{layer}." not in (metadata.get("hook_name") or ""):
             continue
@@ -79,25 +88,27 @@ def _ids(release: str, layer: int, width: str) -> dict[float, str]:
     return {float(known.expected_l0[i]) or math.nan: i for i in sorted(ids, reverse=True)}
 
 
-def load_sae_lens(folder: Path, d_model: int | None = None) -> Transcoder:
+def load_sae_lens(folder: Path, d_model: int | None = None, fits: "Fits | None" = None) -> Transcoder:
     """A transcoder from a folder that sae-lens saved, frozen, in float32."""
     from sae_lens import SAE
 
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        files.present(folder / name)
     try:
         theirs = SAE.load_from_disk(folder, dtype="float32")
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{folder}: sae-lens cannot load it ({_first_line(error)}); save or download it again") from None
-    return from_sae_lens(theirs, str(folder), d_model)
+    return from_sae_lens(theirs, str(folder), d_model, fits)
 
 
-def load_release(release: str, sae_id: str, d_model: int | None = None) -> Transcoder:
+def load_release(release: str, sae_id: str, d_model: int | None = None, fits: "Fits | None" = None) -> Transcoder:
     """A transcoder of a release of sae-lens, downloaded where it is not in the cache."""
     from sae_lens import SAE
 
-    return from_sae_lens(SAE.from_pretrained(release, sae_id), f"{release}/{sae_id}", d_model)
+    return from_sae_lens(SAE.from_pretrained(release, sae_id), f"{release}/{sae_id}", d_model, fits)
 
 
-def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None) -> Transcoder:
+def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None, fits: "Fits | None" = None) -> Transcoder:
     """Ours from sae-lens's; `ValueError` for what is not a transcoder that ours can be."""
     from sae_lens import Transcoder as Theirs
 
@@ -105,10 +116,33 @@ def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None
         raise ValueError(f"{name}: {theirs.cfg.architecture()} is not a transcoder; name one that reads and writes an MLP")
     if theirs.cfg.normalize_activations != "none":
         raise ValueError(f"{name}: normalize_activations is {theirs.cfg.normalize_activations}; fold it into the weights")
+    if fits:
+        fits(name, theirs.cfg.metadata)
     weights = {key: getattr(theirs, key).detach() for key in PARAMETERS if hasattr(theirs, key)}
     if hasattr(theirs, "W_skip"):
         weights["W_skip"] = theirs.W_skip.detach().T.contiguous()  # theirs is (d_out, d_in)
     return checked(name, {"threshold": torch.zeros_like(weights["b_enc"])} | weights, d_model)
+
+
+Fits = Callable[[str, object], None]
+"""What looks at sae-lens's metadata of the transcoder of that name, and raises where it was trained elsewhere."""
+
+
+def _trained_there(name: str, metadata: object, model: "LanguageModel | None", layer: int, source: str) -> None:
+    """Compare sae-lens's metadata with where transcoders of a model's layer read and write.
+
+    A hook point has several names, any of which will do.
+    """
+    if model is None:
+        return
+    there = site_for(model.hf.config.model_type, "gemma-scope").at(layer)
+    for key, wanted in zip(("hook_name", "hook_name_out"), there, strict=True):
+        said = getattr(metadata, key, None)
+        if said and model.points.get(said) is not model.points[wanted]:
+            raise ValueError(f"{name}: its {key} is {said}, but here {wanted} is meant; name a transcoder trained there")
+    trained_on = getattr(metadata, "model_name", None)
+    if source and trained_on and Path(trained_on).name.lower() != Path(source).name.lower():
+        warnings.warn(f"{name}: was trained on {trained_on}, and the model is {source}", stacklevel=2)
 
 
 # --- deltas ---

@@ -1,6 +1,5 @@
 """Loading a model and its tokenizer, and putting transformer-lens hooks on that very model."""
 
-import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lib import hub, imports, precision
+from lib import arrays, files, hub, imports, precision
 from lib.profiles import Profile, local_or_hub
 from lib.sites import Site, site_for
 
@@ -83,37 +82,72 @@ def load_hf(source: Path | str, dtype: str, revision: str | None = None) -> tupl
     """A causal language model in evaluation mode, and its tokenizer, from a folder or the hub.
 
     Attention is eager: Gemma-2's soft-capping has no fused kernel. `ValueError`, one line, for what
-    cannot be fetched, and for a folder that lacks a file or holds a damaged one. Warns of a dtype that is slow here.
+    cannot be fetched, for a folder that lacks a file or holds a damaged one, and for weights that are missing, of another
+    shape or not finite. Warns of a dtype that is slow here.
     """
     folder = hub.folder(source, revision)
-    check_weights(folder)
+    check_folder(folder)
+    tokenizer = load_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for note in precision.slow(getattr(torch, dtype), device):
         warnings.warn(note, stacklevel=2)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device
-    )
-    return model.eval(), load_tokenizer(folder)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: transformers cannot load it ({_first_line(error)}); make or download it again") from None
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{folder}: no weights for {_some(missing)}; make or download the model again")
+    if other := sorted(str(name) for name, *_ in found["mismatched_keys"]):
+        raise ValueError(f"{folder}: {_some(other)} is of another shape than config.json says; make or download it again")
+    arrays.finite(folder, dict(model.named_parameters()), "train or download the model again")
+    return model.eval(), tokenizer
 
 
 def load_tokenizer(source: Path | str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model in a folder or on the hub."""
-    tokenizer = AutoTokenizer.from_pretrained(hub.folder(source, revision, hub.TOKENIZER))
+    """The tokenizer of a model in a folder or on the hub; `ValueError`, one line, without one that ends texts."""
+    folder = hub.folder(source, revision, hub.TOKENIZER)
+    if not (folder / "tokenizer_config.json").exists():
+        raise ValueError(f"{folder}: no tokenizer_config.json, which says how texts begin and end; save the tokenizer there")
+    for file in sorted(folder.glob("*.json")):
+        files.json_object(file)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises plain Exception for what it cannot read
+        raise ValueError(
+            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); save or download it again"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{folder}: its tokenizer has no eos_token, and answers must end; name one in tokenizer_config.json")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is masked, so any token will do
     return tokenizer
 
 
-def check_weights(folder: Path) -> None:
-    """Raise a one-line `ValueError` where a model folder has no weights or a truncated file of them."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files or not (folder / "config.json").exists():
+def check_folder(folder: Path) -> None:
+    """Raise a one-line `ValueError` where a model folder lacks its configuration or (a file of) its weights, or one is cut."""
+    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: no config.json and *.safetensors there; make or download the model again")
-    for file in files:
+    files.json_object(folder / "config.json")
+    index = folder / "model.safetensors.index.json"
+    parts = files.json_object(index).get("weight_map", {}).values() if index.exists() else ()
+    for file in sorted({folder / str(part) for part in parts} | set(folder.glob("*.safetensors"))):
+        files.present(file)
         try:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
             raise ValueError(f"{file}: damaged or truncated ({error}); make or download it again") from None
+
+
+def _some(names: list[str]) -> str:
+    """The first of many names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__:.300}"
 
 
 def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, site: str) -> LanguageModel:
@@ -142,7 +176,7 @@ def check(profile: Profile) -> None:
     without a site, a tokenizer that loses the tool's tags, and a layer without transcoders.
     """
     source, revision = local_or_hub(profile.model.source), profile.model.revision
-    config = json.loads(hub.file(source, "config.json", revision).read_text())
+    config = files.json_object(hub.file(source, "config.json", revision))
     site_for(config["model_type"], profile.protocol.site)
     tokenizer, call = load_tokenizer(source, revision), profile.tool.call("1+1")
     if call not in (back := tokenizer.decode(tokenizer(call).input_ids, skip_special_tokens=True)):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lib import hub
+from lib import files, hub
 from lib.paths import ROOT, replacing
 from lib.profiles import Prompts
 from lib.sentences import copy_sentence, integer
@@ -341,22 +341,11 @@ def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]
     Every one of `fields` must be there and be a string.
     """
     rows = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give the path of a JSONL file") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}; give the path of a JSONL file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(files.text(Path(path)).split("\n"), 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also of numbers too long and brackets too deep for Python
-            raise ValueError(f"{place}: not JSON ({getattr(error, 'msg', error)}); write one object per line") from None
+        row = files.parsed(place, line)
         if not isinstance(row, dict):
             raise ValueError(f"{place}: not an object; write {{...}} with {', '.join(fields)}")
         for field in fields:

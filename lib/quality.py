@@ -44,7 +44,7 @@ def transcoder_quality(
         x, y = held.x[i], held.y[i]
         centre = y.mean(0)
         variance = metrics.by_prompt((y - centre).square().sum(-1), held.prompt)
-        offer = {l0: load().to(x.device) for l0, load in on_offer(settings, layer, model.d_model).items()}
+        offer = {l0: load().to(x.device) for l0, load in on_offer(settings, layer, model).items()}
         ablation = {layer: lambda x, centre=centre: centre.expand_as(x)}
         (clean, ablated, *substituted), _ = losses(model, ce_batches, [{}, ablation, *({layer: t} for t in offer.values())])
         for (average_l0, transcoder), ce in zip(offer.items(), substituted, strict=True):

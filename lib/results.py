@@ -1,23 +1,48 @@
 """Tables on disk: computed once, then read; figures are drawn from what was read."""
 
-from collections.abc import Callable
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from lib.paths import replacing
+from lib.fingerprint import of_table
+from lib.paths import note, replacing, written
+from lib.profiles import Profile
 
 
-def table(path: Path, compute: Callable[[], pd.DataFrame], redraw: bool) -> pd.DataFrame:
-    """The CSV at `path`: computed and written now, or, to `redraw` only, read as it is.
+def table(
+    profile: Profile, name: str, compute: Callable[[], pd.DataFrame], redraw: bool, reads: Sequence[Path] | None = None
+) -> pd.DataFrame:
+    """A CSV among a profile's results: read where what it was made from has not changed since, else computed and written.
 
-    Either way what is returned was read from the file, so a redrawn figure equals the first.
+    It is made from `compute` with all that this uses (`lib.fingerprint`), and from the files `reads`: the prompts, the
+    finetuned model and the deltas, unless others are named. Whatever else `compute` wrote must be there too. To `redraw`
+    only, the table is read as it is. What is returned was read from the file, so a redrawn figure equals the first.
     """
-    if not redraw:
-        save(compute(), path)
-    elif not path.exists():
-        raise FileNotFoundError(f"{path}: nothing to redraw from; run `make all` first")
+    at = profile.paths
+    path, record = at.results / name, at.results / ".made" / f"{Path(name).stem}.json"
+    if redraw:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: nothing to redraw from; run `make all` first")
+        return pd.read_csv(path)
+    reads = [at.prompts, at.finetuned, at.deltas / profile.protocol.site] if reads is None else reads
+    of = of_table(compute, [*profile.inputs, *reads])
+    made = json.loads(record.read_text()) if path.exists() and record.exists() else {}
+    if made.get("of") == of and all((at.data / file).exists() for file in made["besides"]):
+        note([path, *(at.data / file for file in made["besides"])])
+        print(f"{name}: as computed on {made['on']}, in {made['seconds']:.0f} s; what it is made from has not changed since")
+        return pd.read_csv(path)
+    began, before = time.time(), len(written)
+    found = compute()
+    besides = {os.path.relpath(file, at.data) for file in written[before:] if file.exists()}
+    save(found, path)
+    said = {"of": of, "on": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - began, 1), "besides": sorted(besides)}
+    with replacing(record) as temporary:
+        temporary.write_text(json.dumps(said) + "\n")
     return pd.read_csv(path)
 
 

@@ -2,14 +2,17 @@
 
     python -m lib.run notebooks/04_exp1_reconstruction.ipynb --profile nano [-p name value] [--redraw]
 
-writes `build/<profile>/<chapter>.ipynb` and `.html`, and beside them `.json` (what it was built with)
-and `.d` (what it depends on, for make). What a chapter's cell tagged `answer` says is put at its top too (`answered`).
-A chapter that fails leaves `<chapter>.failed.ipynb`.
+writes `build/<profile>/<chapter>.ipynb` and `.html`, and beside them `.json` (what it was built with, and what it wrote).
+What a chapter's cell tagged `answer` says is put at its top too (`answered`). A run with other parameters than the chapter's
+own, or one that only redraws, goes to `build/<profile>/trials/`, for make takes what stands in `build/<profile>/` as
+built. A chapter that fails leaves `<chapter>.failed.ipynb`. Two runs never write one chapter at once.
 """
 
 import argparse
+import ast
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 import time
@@ -18,11 +21,11 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from nbconvert import HTMLExporter
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from lib import profiles
-from lib.paths import ROOT, replacing
+from lib import pages, profiles
+from lib.paths import ROOT, alone, replacing
 from lib.profiles import Profile
 
 KERNEL = "delta-transcoders"
@@ -30,22 +33,15 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "peft", "plotly")
 
 
 def check_parameters(notebook: Path, given: dict) -> None:
-    """Raise a one-line `ValueError` for a parameter that the notebook's parameters cell does not have."""
+    """Raise a one-line `ValueError` for a parameter that the notebook's parameters cell does not have, or of another type."""
     known = papermill.inspect_notebook(str(notebook))
-    for name in given:
+    for name, value in given.items():
         if name not in known:
             raise ValueError(f"{notebook}: unknown parameter {name!r}; it has {', '.join(known)}")
-
-
-def inputs(profile: Profile, source: str) -> list[Path]:
-    """The files outside `lib` that a chapter's results depend on."""
-    files = [Path(source) if source.endswith(".toml") else profiles.FOLDER / f"{source}.toml"]
-    asked = profile.prompts
-    files += [ROOT / f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
-    sources = (profile.model.source, profile.transcoders.source, profile.finetune.source, profile.deltas.source)
-    for folder in filter(None, sources):
-        files += sorted(f for f in (ROOT / folder).rglob("*") if f.is_file())
-    return files
+        default = ast.literal_eval(known[name]["default"])
+        fits = isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
+        if isinstance(value, bool) != isinstance(default, bool) or not fits:
+            raise ValueError(f"{notebook}: parameter {name!r} is {default!r} there, so not {value!r}; give one of its kind")
 
 
 def answered(notebook: nbformat.NotebookNode) -> None:
@@ -65,13 +61,21 @@ def answered(notebook: nbformat.NotebookNode) -> None:
 def run(notebook: Path, source: str, given: dict) -> Path:
     """Execute a chapter for a profile; returns the executed copy. Nothing is left half-written."""
     profile = profiles.load(source)
-    given = {"profile": source, **given}
+    profiles.claim(profile, source)
     check_parameters(notebook, given)
-    out = profile.paths.build / notebook.name
+    out = (profile.paths.build / "trials" if given else profile.paths.build) / notebook.name
+    with alone(out):
+        return _run(notebook, profile, {"profile": source, **given}, out)
+
+
+def _run(notebook: Path, profile: Profile, given: dict, out: Path) -> Path:
     failed = out.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     began = time.time()
     with replacing(out) as temporary:
+        wrote = temporary.with_suffix(".wrote")
+        wrote.touch()
+        os.environ["CHAPTER_WROTE"] = str(wrote)
         try:
             papermill.execute_notebook(
                 str(notebook), str(temporary), given, kernel_name=KERNEL, cwd=str(ROOT), progress_bar=sys.stderr.isatty()
@@ -79,23 +83,25 @@ def run(notebook: Path, source: str, given: dict) -> Path:
         except PapermillExecutionError:
             temporary.replace(failed)
             raise
+        finally:
+            del os.environ["CHAPTER_WROTE"]
+            files = sorted({line for line in wrote.read_text(encoding="utf-8").splitlines() if (ROOT / line).exists()})
+            wrote.unlink()
         seconds = time.time() - began
         executed = nbformat.read(temporary, as_version=4)
         answered(executed)
         nbformat.write(executed, temporary)
-        page, _ = HTMLExporter(embed_images=True).from_filename(str(temporary))
         with replacing(out.with_suffix(".html")) as temporary_page:
-            temporary_page.write_text(page, encoding="utf-8")
+            temporary_page.write_text(pages.page(executed, notebook.resolve()), encoding="utf-8")
         record = {
             "chapter": notebook.stem, "parameters": given, "seconds": round(seconds, 1),
             "machine": platform.machine(), "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
+            **{package: importlib.metadata.version(package) for package in PACKAGES}, "wrote": files,
         }  # fmt: skip
         with replacing(out.with_suffix(".json")) as temporary_record:
             temporary_record.write_text(json.dumps(record, indent=1) + "\n")
-        with replacing(out.with_suffix(".d")) as temporary_rule:
-            files = [str(f.relative_to(ROOT) if f.is_relative_to(ROOT) else f) for f in inputs(profile, source)]
-            temporary_rule.write_text(f"{out.relative_to(ROOT)}: {' '.join(files)}\n" + "".join(f"{f}:\n" for f in files))
+    if out.parent == profile.paths.build:
+        pages.index(out.parent, profile.name)
     return out
 
 
@@ -108,6 +114,8 @@ def main() -> None:
     parser.add_argument("--redraw", action="store_true", help="draw from the tables on disk, compute nothing")
     arguments = parser.parse_args()
     given = {name: _literal(value) for name, value in arguments.given}
+    if "profile" in given:
+        sys.exit("-p profile: a chapter's profile decides where it writes; use --profile")
     if arguments.redraw:
         given["redraw"] = True
     began = time.time()
@@ -115,10 +123,18 @@ def main() -> None:
     try:
         run(arguments.notebook, arguments.profile, given)
     except PapermillExecutionError as error:
-        left = profiles.load(arguments.profile).paths.build / f"{arguments.notebook.stem}.failed.ipynb"
-        sys.exit(f"  {arguments.notebook.stem} failed: {error.ename}: {error.evalue}\n  see {left}")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
+        trials = "trials" if given else ""
+        left = profiles.load(arguments.profile).paths.build / trials / f"{arguments.notebook.stem}.failed.ipynb"
+        said = f"{error.evalue}".strip().splitlines() or [""]
+        sys.exit(f"  {arguments.notebook.stem} failed: {error.ename}: {said[0]:.1000}\n  see {left}")
+    except DeadKernelError:
+        sys.exit(
+            f"  {arguments.notebook.stem} failed: its kernel died; was there memory enough? `make plan` says what it takes"
+        )
+    except KeyboardInterrupt:
+        sys.exit(f"  {arguments.notebook.stem} interrupted; the same command goes on")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{error}".replace("\n", " "))
     print(f"  {arguments.notebook.stem} done in {time.time() - began:.0f} s", flush=True)
 
 

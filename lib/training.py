@@ -13,6 +13,7 @@ Features silent over the last `SILENCE` tokens have their bias raised until they
 """
 
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ Batch = tuple[Float[Tensor, "*n token d_model"], Float[Tensor, "*n token d_model
 class Checkpoint:
     """Where a training stood at its last check, in a file.
 
-    `of` says which training; what another one left in the file is passed over. `ValueError` for a damaged file.
+    `of` says which training; what another one left in the file is passed over with a warning. `ValueError` for a damaged file.
     """
 
     def __init__(self, path: Path, of: str, device: torch.device | str = "cpu"):
@@ -46,7 +47,10 @@ class Checkpoint:
                 state = torch.load(path, device, weights_only=True)
             except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
                 raise ValueError(f"{path}: damaged or not a checkpoint; delete it to train from the start") from None
-            self.state = state if state["of"] == of else {}
+            if not isinstance(state, dict) or state.get("of") != of:
+                warnings.warn(f"{path}: of another training (other settings, data or code); begun anew", stacklevel=3)
+                state = {}
+            self.state = state
 
     @property
     def step(self) -> int:

@@ -7,22 +7,18 @@ have an affine skip (arXiv 2501.18823), no delta has. A base and a delta are the
 target is what the base leaves, `y - base(x)`.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lib import hub
+from lib import arrays, files, hub
 from lib.paths import replacing
 from lib.profiles import Transcoders, local_or_hub
 
@@ -201,7 +197,7 @@ def _l0(layout: Layout, match: re.Match, source: Path | str, revision: str | Non
     """What a release says of the average L0 of one of its files."""
     if layout.config:
         config = hub.file(source, match.string.rpartition("/")[0] + "/config.json", revision)
-        return float(json.loads(config.read_text())["l0"])
+        return float(files.json_object(config)["l0"])
     return float(match.groupdict().get("l0", math.nan))
 
 
@@ -227,40 +223,49 @@ def load_npz(path: Path, d_model: int | None = None) -> Transcoder:
 def read(path: Path, layout: Layout, d_model: int | None = None) -> Transcoder:
     """A transcoder from one file of a release, npz or safetensors; never unpickles.
 
-    A damaged file, a missing array, or shapes that fit neither one another nor `d_model` are a
-    one-line `ValueError`.
+    A damaged file, an array that is missing or unknown, shapes that fit neither one another nor `d_model`, and weights
+    that are not finite are a one-line `ValueError`. Names and shapes are looked at before anything large is read.
     """
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file}
-        else:
-            found = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (BadZipFile, EOFError, OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path}: damaged or not of its kind ({error}); make or download it again") from None
-    arrays = {}
-    for name, theirs in layout.arrays.items():
-        if theirs in found:
-            arrays[name] = found[theirs].mT.contiguous() if name in layout.transposed else found[theirs]
-        elif name not in layout.optional:
-            raise ValueError(f"{path}: no array {theirs}; expected {', '.join(layout.arrays.values())}")
-    arrays.setdefault("threshold", torch.zeros_like(arrays["b_enc"]))
-    return checked(path, arrays, d_model)
+    held = arrays.shapes(path)
+    names = {name: theirs for name, theirs in layout.arrays.items() if theirs in held or name not in layout.optional}
+    if missing := [theirs for theirs in names.values() if theirs not in held]:
+        raise ValueError(f"{path}: no array {', '.join(missing)}; expected {', '.join(layout.arrays.values())}")
+    if unknown := sorted(set(held) - set(names.values())):
+        raise ValueError(
+            f"{path}: array {', '.join(unknown)} is not one of this layout ({', '.join(layout.arrays.values())}), and what it "
+            "does would be lost; check transcoders.layout, or rename or remove it"
+        )
+    turned = {name: held[theirs][:: -1 if name in layout.transposed else 1] for name, theirs in names.items()}
+    fit(path, turned, d_model)
+    found = arrays.read(path, names.values())
+    ours = {
+        name: found[theirs].mT.contiguous() if name in layout.transposed else found[theirs] for name, theirs in names.items()
+    }
+    ours.setdefault("threshold", torch.zeros_like(ours["b_enc"]))
+    return checked(path, ours, d_model)
 
 
-def checked(path: Path | str, arrays: Mapping[str, Tensor], d_model: int | None = None) -> Transcoder:
-    """A frozen transcoder of arrays whose shapes fit one another and `d_model`; else a one-line `ValueError`."""
-    d_in, d_sae = d_model or len(arrays["b_dec"]), len(arrays["b_enc"])
-    shapes = dict(W_enc=(d_in, d_sae), b_enc=(d_sae,), threshold=(d_sae,), W_dec=(d_sae, d_in), b_dec=(d_in,))
-    shapes["W_skip"] = (d_in, d_in)
-    for name, array in arrays.items():
-        if tuple(array.shape) != shapes[name]:
-            raise ValueError(f"{path}: {name} is {tuple(array.shape)}, not {shapes[name]}; it is not for this model")
-    return Transcoder(**arrays).requires_grad_(False)
+def fit(path: Path | str, shapes: Mapping[str, Sequence[int]], d_model: int | None = None) -> None:
+    """Raise a one-line `ValueError` for arrays of a transcoder whose shapes fit neither one another nor `d_model`."""
+    d_in, d_sae = d_model or math.prod(shapes["b_dec"]), math.prod(shapes["b_enc"])
+    right = dict(
+        W_enc=(d_in, d_sae), b_enc=(d_sae,), threshold=(d_sae,), W_dec=(d_sae, d_in), b_dec=(d_in,), W_skip=(d_in, d_in)
+    )
+    for name, shape in shapes.items():
+        if tuple(shape) != right[name]:
+            raise ValueError(f"{path}: {name} is {tuple(shape)}, not {right[name]}; it is not for this model")
+
+
+def checked(path: Path | str, weights: Mapping[str, Tensor], d_model: int | None = None) -> Transcoder:
+    """A frozen transcoder of finite arrays whose shapes fit one another and `d_model`; else a one-line `ValueError`."""
+    fit(path, {name: array.shape for name, array in weights.items()}, d_model)
+    arrays.finite(path, weights, "train or download it again")
+    return Transcoder(**weights).requires_grad_(False)
 
 
 def save_npz(transcoder: Transcoder, path: Path, dtype: type = np.float32) -> None:
-    """Write one transcoder as Gemma Scope does, whole or not at all."""
-    arrays = {name: getattr(transcoder, name).detach().float().cpu().numpy().astype(dtype) for name in PARAMETERS}
+    """Write one transcoder as Gemma Scope does, whole or not at all; one that is not finite is a `ValueError`."""
+    arrays.finite(path, transcoder.tensors, "training came apart: lower its lr")
+    held = {name: getattr(transcoder, name).detach().float().cpu().numpy().astype(dtype) for name in PARAMETERS}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **held)

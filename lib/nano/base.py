@@ -8,7 +8,6 @@ Weights are stored in half precision; transcoders and card are made from the mod
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import activations, models, profiles
+from lib import activations, finetune, models, profiles
 from lib.nano.card import CARD, make_card
 from lib.nano.pretrain import corpus_batches, corpus_tokens, pretrain, train_tokenizer
-from lib.paths import ROOT, replacing
+from lib.paths import ROOT, alone, discard, replacing
 from lib.profiles import Organism, Profile
 from lib.training import train
 from lib.transcoders import Transcoder, save_npz
@@ -34,12 +33,18 @@ def make(profile: Profile, again: bool = False) -> None:
         return
     model_folder, scope = ROOT / profile.model.source, ROOT / profile.transcoders.source
     folder = model_folder.parent
+    with alone(folder):
+        _make(profile, organism, model_folder, scope, folder, again)
+
+
+def _make(profile: Profile, organism: Organism, model_folder: Path, scope: Path, folder: Path, again: bool) -> None:
     if again:
         for path in (model_folder, scope):
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
         (folder / CARD).unlink(missing_ok=True)
     if not model_folder.exists():
         make_model(organism, model_folder, folder / "pretraining.pt", folder / "pretraining.json")
+    discard(folder / "pretraining.pt")
     if not scope.exists():
         make_transcoders(profile, organism, scope, folder / "transcoders.json")
     if not (folder / CARD).exists():
@@ -47,7 +52,7 @@ def make(profile: Profile, again: bool = False) -> None:
 
 
 def make_model(organism: Organism, folder: Path, checkpoint: Path, record: Path) -> None:
-    """Tokenizer and pretraining; the finished model replaces the checkpoint."""
+    """Tokenizer and pretraining."""
     tokenizer = train_tokenizer(organism.model)
     model, history = pretrain(organism.model, tokenizer, checkpoint)
     with replacing(record) as temporary:
@@ -55,7 +60,6 @@ def make_model(organism: Organism, folder: Path, checkpoint: Path, record: Path)
     with replacing(folder) as temporary:
         model.half().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    checkpoint.unlink(missing_ok=True)
 
 
 def make_transcoders(profile: Profile, organism: Organism, folder: Path, record: Path) -> None:
@@ -78,12 +82,12 @@ def make_transcoders(profile: Profile, organism: Organism, folder: Path, record:
     validation = held_out.x[:, None], held_out.y[:, None]
     [history] = train([stack], batches(), validation, settings.training, l0, progress="base transcoders")
     final = history[history.step == history.step.max()].set_index("member")
+    with replacing(record) as temporary:  # before the folder, whose being there says that all is
+        temporary.write_text(json.dumps({"seconds": time.time() - began, "steps": int(history.step.max())}))
     with replacing(folder) as temporary:
         for member, (layer, level) in enumerate((i, j) for i in layers for j in range(n_levels)):
             place = f"layer_{layer}/width_{profile.transcoders.width}/average_l0_{final.l0[member]:.1f}"
             save_npz(stack[layer, level], temporary / place / "params.npz", "float16")
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps({"seconds": time.time() - began, "steps": int(history.step.max())}))
 
 
 def main() -> None:
@@ -92,9 +96,14 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make everything from nothing")
     arguments = parser.parse_args()
     try:
-        make(profiles.load(arguments.profile), arguments.again)
-    except ValueError as error:
+        profile = profiles.load(arguments.profile)
+        profiles.claim(profile, arguments.profile)
+        make(profile, arguments.again)
+        finetune.check(profile)
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -200,9 +200,9 @@ def held_out_pair(text: str) -> bool:
     return any(prompts.split_of(prompts.operand_key(match.groups())) != "train" for match in _JOINED.finditer(text))
 
 
-def documents(seed: int | str) -> Iterator[Document]:
-    """Documents without end; the same seed gives the same stream."""
-    rng = random.Random(f"corpus/{seed}")
+def documents(seed: int | str | random.Random) -> Iterator[Document]:
+    """Documents without end; the same seed, or a generator in the same state, gives the same stream."""
+    rng = seed if isinstance(seed, random.Random) else random.Random(f"corpus/{seed}")
     kinds, weights = list(MIX), list(MIX.values())
     while True:
         (kind,) = rng.choices(kinds, weights)

@@ -7,6 +7,7 @@ checkpoint.
 """
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -17,12 +18,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tqdm.auto import tqdm
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from lib import precision
+from lib import arrays, precision
 from lib.encoding import Encoded
+from lib.fingerprint import code, fingerprint
 from lib.models import LanguageModel
 from lib.nano.corpus import documents
-from lib.paths import replacing
 from lib.profiles import Organism, OrganismModel
+from lib.training import Checkpoint
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 CHECKPOINT_EVERY = 500  # steps
@@ -91,7 +93,8 @@ class Rows:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, context: int, seed: int | str):
         self.tokenizer, self.context = tokenizer, context
-        self.stream = documents(seed)
+        self.rng = random.Random(f"corpus/{seed}")
+        self.stream = documents(self.rng)
         self.kinds: dict[str, int] = {}
 
     def batch(self, size: int) -> torch.Tensor:
@@ -141,29 +144,27 @@ def learning_rate(step: int, organism: OrganismModel) -> float:
 def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkpoint: Path) -> tuple[Gemma2ForCausalLM, dict]:
     """Train the model; returns it with a record of losses, tokens by kind and seconds.
 
-    Every `CHECKPOINT_EVERY` steps the state goes to `checkpoint`; a run that finds one there goes on from it (the
-    corpus then continues with fresh documents, so a resumed run is not bit-identical to a whole one).
+    Every `CHECKPOINT_EVERY` steps the state goes to `checkpoint`; a run that finds its own there goes on from it, to the
+    same result. `ValueError` where training comes apart.
     """
     model = build_model(organism)
     decay = [p for p in model.parameters() if p.ndim == 2]
     other = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    start, losses, kinds, seconds = 0, [], {}, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["organism"] == organism.model_dump():
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            start, losses, kinds, seconds = saved["step"], saved["losses"], saved["kinds"], saved["seconds"]
-    rows = Rows(tokenizer, organism.context, f"train/{organism.seed}/{start}")
-    rows.kinds = kinds
+    rows, losses, seconds = Rows(tokenizer, organism.context, f"train/{organism.seed}/0"), [], 0.0
+    kept = Checkpoint(checkpoint, fingerprint(organism, tokenizer.get_vocab(), code(__file__)))
+    if saved := kept.state:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        rows.rng.setstate(saved["rng"])
+        losses, rows.kinds, seconds = saved["losses"], saved["kinds"], saved["seconds"]
     began = time.time() - seconds
     dtype = getattr(torch, organism.precision)
     loss_of = torch.compile(next_token_loss) if organism.compile else next_token_loss
     model.train()
-    with tqdm(total=organism.steps, initial=start, desc="pretraining", mininterval=5) as bar:
-        for step in range(start, organism.steps):
+    with tqdm(total=organism.steps, initial=kept.step, desc="pretraining", mininterval=5) as bar:
+        for step in range(kept.step, organism.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, organism)
             ids = rows.batch(organism.batch)
@@ -178,12 +179,11 @@ def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkp
                 losses.append([step, loss.item()])
                 bar.set_postfix(loss=f"{losses[-1][1]:.3f}", refresh=False)
             if (step + 1) % CHECKPOINT_EVERY == 0:
-                state = {
-                    "organism": organism.model_dump(), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "step": step + 1, "losses": losses, "kinds": rows.kinds, "seconds": time.time() - began,
-                }  # fmt: skip
-                with replacing(checkpoint) as temporary:
-                    torch.save(state, temporary)
+                kept.save(
+                    model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, losses=losses,
+                    kinds=rows.kinds, rng=rows.rng.getstate(), seconds=time.time() - began,
+                )  # fmt: skip
+    arrays.finite(checkpoint, dict(model.named_parameters()), "pretraining came apart: lower organism.model.lr")
     model.eval()
     record = {"tokens": organism.tokens, "kinds": rows.kinds, "losses": losses, "seconds": time.time() - began}
     return model, record

@@ -17,17 +17,35 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from lib.paths import ROOT, Paths
+from lib import files
+from lib.paths import ROOT, Paths, replacing
 from lib.tool import CALCULATOR, Tool
 
 FOLDER = Path(__file__).parent
 
+
+def _apart(names: list[str]) -> list[str]:
+    """Names as they are, if each is there once."""
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("apart", f"Names should stand there once each: write {list(dict.fromkeys(names))}")
+    return names
+
+
+def _place(name: str) -> str:
+    """The name of a folder, a file or a repository as it is, if it can be one."""
+    if not name.strip() or name.strip("./") == "" or not name.isprintable():
+        raise PydanticCustomError("place", "A folder, a file or a repository should be named")
+    return name
+
+
+Place = Annotated[str, AfterValidator(_place)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(gt=0, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Layer = Annotated[int, Field(ge=0)]
 
@@ -58,7 +76,7 @@ class _Table(BaseModel):
 
 
 class Model(_Table):
-    source: str
+    source: Place
     """A folder, relative to the project, or a repository on the hub."""
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -67,13 +85,13 @@ class Model(_Table):
 
 
 class Transcoders(_Table):
-    source: str
+    source: Place
     """A folder, relative to the project, or a repository on the hub; for transcoders that sae-lens saved, their
     folder, and for a release of sae-lens its name (`lib.imports`)."""
     revision: str | None = None
     layout: Literal["gemma-scope", "gemma-scope-2", "gemma-scope-2-affine", "circuit-tracer"] = "gemma-scope"
     """How its files are named and what is in them; see `lib.transcoders`."""
-    width: str = ""
+    width: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
     """Which width, such as `16k`, where the layout has several."""
     percentiles: Annotated[list[Share], *RISING]
     """Which of the L0 levels on offer, by rank, rising: 0 the sparsest, 1 the densest. Experiment 2 takes the middle one."""
@@ -94,36 +112,36 @@ class Protocol(_Table):
 
 
 class Prompts(_Table):
-    train: PositiveInt
+    train: Count
     """Examples of each label, tool and copy, for finetuning."""
-    validation: PositiveInt
-    test: PositiveInt
+    validation: Count
+    test: Count
     """Examples of each subset, `tool_ood` among them, for the evaluations."""
-    train_file: str | None = None
+    train_file: Place | None = None
     """JSONL of `input, target, label` to use instead of generated prompts; relative to the project."""
-    test_file: str | None = None
-    copies: str | None = None
+    test_file: Place | None = None
+    copies: Place | None = None
     """Where the sentences to copy are from: JSONL of `text`, relative to the project, or such a file on the
     hub, `hf://datasets/owner/name@revision/path`; generated where it is left out."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Finetune(_Table):
-    rank: PositiveInt
+    rank: Count
     alpha: PositiveFloat
     dropout: Share
-    targets: Annotated[list[str], Field(min_length=1)]
+    targets: Annotated[list[Place], Field(min_length=1), AfterValidator(_apart)]
     lr: PositiveFloat
     warmup: Share
     """Share of the steps in which the learning rate rises; then a cosine to zero."""
-    epochs: PositiveInt
-    batch: PositiveInt
+    epochs: Count
+    batch: Count
     """Prompts a step."""
-    micro_batch: PositiveInt
+    micro_batch: Count
     """Prompts a forward pass, of which `batch` is a multiple; gradients are accumulated up to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
-    source: str | None = None
+    source: Place | None = None
     """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
     revision: str | None = None
     """Of that source on the hub."""
@@ -144,9 +162,9 @@ class Training(_Table):
 
     lr: PositiveFloat
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    batch: PositiveInt
+    batch: Count
     """Tokens a step."""
-    steps: PositiveInt
+    steps: Count
     """At most; see `patience`."""
     l1: NonNegativeFloat = 0.0
     """Weight of the mean activation, beside the mean squared error."""
@@ -156,16 +174,16 @@ class Training(_Table):
     """Of the JumpReLU, where no L0 is aimed at."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training, as for finetuning."""
-    check_every: PositiveInt = 100
+    check_every: Count = 100
     """Steps between two looks at the validation loss."""
-    patience: PositiveInt = 10
+    patience: Count = 10
     """Looks without improvement anywhere before training stops."""
 
 
 class Deltas(_Table):
-    d_new: Annotated[list[PositiveInt], *RISING]
+    d_new: Annotated[list[Count], *RISING]
     training: Training
-    source: str | None = None
+    source: Place | None = None
     """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.imports`."""
     revision: str | None = None
     """Of that source on the hub."""
@@ -176,7 +194,7 @@ class Controls(_Table):
 
     layers: Annotated[list[Layer], *RISING] | None = None
     """Those replaced together there, of the layers studied; all where it is left out."""
-    prompts: PositiveInt | None = None
+    prompts: Count | None = None
     """Of each kind at most, from which controls are made; all training and validation prompts where it is left out."""
     retrain: Training | None = None
     """Of a whole transcoder on the finetuned model, from the base's parameters on. Left out where there is no memory for
@@ -191,42 +209,42 @@ class Memory(_Table):
     is one); more than that goes to files under the profile's data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of those that are trained on, and of the bases' products where targets are made; validation is in float32."""
-    layers: PositiveInt | None = None
+    layers: Count | None = None
     """Layers whose deltas are trained together, each group after a pass of the model of its own; all where it is left out."""
 
 
 class Evaluation(_Table):
     alphas: Annotated[list[NonNegativeFloat], *RISING, AfterValidator(_named_apart)]
-    margin: PositiveInt = 8
+    margin: Count = 8
     """Tokens that a generation may be longer than its target."""
-    batch: PositiveInt
+    batch: Count
     """Prompts generated at once."""
-    tokens_batch: PositiveInt
+    tokens_batch: Count
     """Rows in a teacher-forced forward pass: prompts, each once for every condition that shares the pass."""
 
 
 class OrganismModel(_Table):
     """The size of the organism and of its pretraining."""
 
-    vocab_size: PositiveInt
-    d_model: PositiveInt
-    n_layers: PositiveInt
-    n_heads: PositiveInt
-    n_key_value_heads: PositiveInt
-    d_head: PositiveInt
-    d_mlp: PositiveInt
-    sliding_window: PositiveInt
-    context: PositiveInt
+    vocab_size: Count
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    n_key_value_heads: Count
+    d_head: Count
+    d_mlp: Count
+    sliding_window: Count
+    context: Count
     """Tokens a row."""
-    batch: PositiveInt
+    batch: Count
     """Rows a step."""
-    steps: PositiveInt
+    steps: Count
     lr: PositiveFloat
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
     compile: bool = False
     """By torch.compile, which needs a C++ compiler and a minute: worth it on long runs."""
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def tokens(self) -> int:
@@ -237,7 +255,7 @@ class OrganismModel(_Table):
 class OrganismTranscoders(_Table):
     """The organism's base transcoders."""
 
-    d_sae: PositiveInt
+    d_sae: Count
     l0: Annotated[list[PositiveFloat], *RISING]
     """The mean numbers of active features aimed at, one transcoder a layer for each."""
     training: Training
@@ -246,14 +264,15 @@ class OrganismTranscoders(_Table):
 class Organism(_Table):
     model: OrganismModel
     transcoders: OrganismTranscoders
-    probes: PositiveInt
+    probes: Count
     """Held-out examples behind each rate of the model card."""
-    probe_tokens: PositiveInt
+    probe_tokens: Count
     """Held-out tokens behind its figures of the transcoders."""
 
 
 class Profile(_Table):
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
+    """That of its file, and of its folders under `data`, `build` and `figures`."""
     model: Model
     transcoders: Transcoders
     prompts: Prompts
@@ -265,7 +284,7 @@ class Profile(_Table):
     """The grammar of a call: `open before argument after close`."""
     protocol: Protocol = Protocol()
     memory: Memory = Memory()
-    seed: int = 0
+    seed: Seed = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""
 
@@ -280,6 +299,14 @@ class Profile(_Table):
     def paths(self) -> Paths:
         return Paths(self.name)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders of this machine that the profile names."""
+        asked, sources = self.prompts, (self.model, self.transcoders, self.finetune, self.deltas)
+        files = [f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
+        named = [ROOT / name for name in (*files, *(table.source for table in sources if table.source))]
+        return [path for path in named if path.exists()]
+
 
 def names() -> list[str]:
     """The profiles that come with the project."""
@@ -289,20 +316,35 @@ def names() -> list[str]:
 def load(profile: str) -> Profile:
     """The profile of that name, or the one in that `.toml` file."""
     path = Path(profile) if profile.endswith(".toml") else FOLDER / f"{profile}.toml"
+    if not path.exists():
+        raise ProfileError(f"{profile}: no such profile; use one of {', '.join(names())}, or the path of a .toml file")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ProfileError(
-            f"{profile}: no such profile; use one of {', '.join(names())}, or the path of a .toml file"
-        ) from None
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read: {error.strerror}; give the path of a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProfileError(f"{path}: not TOML: {error}; mend that line") from None
+        said = files.text(path)
+    except ValueError as error:
+        raise ProfileError(str(error)) from None
     try:
-        return Profile(**{"name": path.stem, **table})
+        table = tomllib.loads(said)
+    except (ValueError, RecursionError) as error:  # also of a number too long for Python
+        raise ProfileError(f"{path}: not TOML: {error!s:.300}; mend that line") from None
+    if table.get("name", path.stem) != path.stem:
+        raise ProfileError(f"{path}: name is {table['name']!r}, but a profile is called as its file; leave name out")
+    try:
+        return Profile(**{**table, "name": path.stem})
     except ValidationError as error:
         raise ProfileError(f"{path}: {_one_line(error)}") from None
+
+
+def claim(profile: Profile, source: str) -> None:
+    """Put the profile's mark on its data, or refuse where they are another file's of the same name."""
+    file = (Path(source) if source.endswith(".toml") else FOLDER / f"{source}.toml").resolve()
+    said = str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
+    mark = profile.paths.data / ".profile"
+    if mark.exists() and (other := mark.read_text(encoding="utf-8").strip()) != said and (ROOT / other).exists():
+        raise ProfileError(
+            f"{source}: data/{profile.name} and build/{profile.name} are those of {other}; give this file another name"
+        )
+    with replacing(mark) as temporary:
+        temporary.write_text(f"{said}\n", encoding="utf-8")
 
 
 def _one_line(error: ValidationError) -> str:

@@ -164,16 +164,24 @@ def data(n=600, d=16):
     return torch.randn(2, n, d, generator=draw), torch.randn(2, n, d, generator=draw)
 
 
-def test_a_finished_training_is_not_done_again_and_another_is(smoke, tmp_path):
+def test_a_finished_training_is_not_done_again_and_another_is(smoke, tmp_path, monkeypatch):
     settings, file = smoke.deltas.training, tmp_path / "c.pt"
     [(first, curves)] = deltas.fit(settings, data(), data(), [4], 0, checkpoint=file)
-    [(again, same_curves)] = deltas.fit(settings, data(), (None, torch.zeros(2, 1, 16)), [4], 0, checkpoint=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(activations, "repeated", lambda *_: (pytest.fail("it learns again") for _ in [0]))
+        [(again, same_curves)] = deltas.fit(settings, data(), data(), [4], 0, checkpoint=file)
     assert torch.equal(first.W_enc, again.W_enc) and curves.equals(same_curves)
-    [(other, _)] = deltas.fit(settings, data(), data(), [4], 1, checkpoint=file)
-    assert not torch.equal(first.W_enc, other.W_enc)
-    x, target = data()
-    [(moved, _)] = deltas.fit(settings, (x, target + 1), data(), [4], 1, checkpoint=file)
-    assert not torch.equal(other.b_dec, moved.b_dec)
+    (x, target), (x_held, held) = data(), data()
+    target[-1, -1, -1] += 9
+    others = [
+        (settings, data(), data(), [4], 1), (settings, (x, target), data(), [4], 0),
+        (settings, data(), (x_held, held.flip(0)), [4], 0), (settings.model_copy(update={"lr": 1e-4}), data(), data(), [4], 0),
+    ]  # fmt: skip
+    for other in others:
+        with pytest.warns(UserWarning, match="of another training"):
+            [(anew, _)] = deltas.fit(*other, checkpoint=file)
+        [(alone, _)] = deltas.fit(*other)
+        assert all(torch.equal(a, b) for a, b in zip(anew.tensors.values(), alone.tensors.values(), strict=True))
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path):

@@ -113,7 +113,7 @@ def test_gemma_scopes_layout_is_a_base_again(job, pair, x, tmp_path):
     """L0 is the base's 16 and the delta's 2.5, from the table; the arrays are Gemma Scope's."""
     export.export(job, "gemma-scope", tmp_path / "out")
     settings = job.profile.transcoders.model_copy(update={"source": str(tmp_path / "out"), "width": "68"})
-    offer = imports.on_offer(settings, 1, 32)
+    offer = imports.on_offer(settings, 1)
     assert list(offer) == [18.5] and (offer[18.5]()(x) - pair(x)).abs().max() <= 1e-5
     alone = tmp_path / "out/layer_1/width_4/average_l0_2.5/params.npz"
     assert (load_npz(alone)(x) - pair.delta(x)).abs().max() <= 1e-5
@@ -156,7 +156,7 @@ def test_circuit_tracer_reads_every_layer(job, pair, x, tmp_path):
     assert (features(x) - torch.cat(pair.encode(x), -1)).abs().max() <= 1e-5
     assert (whole(x) - pair(x)).abs().max() <= 1e-5
     settings = job.profile.transcoders.model_copy(update={"source": str(tmp_path / "out"), "layout": "circuit-tracer"})
-    [again] = imports.on_offer(settings, 1, 32).values()
+    [again] = imports.on_offer(settings, 1).values()
     assert (again()(x) - pair(x)).abs().max() <= 1e-5
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -33,13 +34,13 @@ def one_line(error, *words):
 # --- bases from sae-lens ---
 
 
-def saved_by_sae_lens(folder, architecture="jumprelu_transcoder", hook="blocks.1.ln2.hook_normalized", **options):
+def saved_by_sae_lens(folder, architecture="jumprelu_transcoder", hook="blocks.1.ln2.hook_normalized", said=(), **options):
     """A folder that sae-lens saved, with random weights in all its parameters; and the module."""
     from sae_lens.registry import get_sae_class
     from sae_lens.saes.sae import SAEMetadata
 
     kind, config = get_sae_class(architecture)
-    metadata = SAEMetadata(hook_name=hook, hook_name_out="blocks.1.hook_mlp_out")
+    metadata = SAEMetadata(**{"hook_name": hook, "hook_name_out": "blocks.1.hook_mlp_out"} | dict(said))
     if "transcoder" in architecture:
         options |= {"d_out": 32, "apply_b_dec_to_input": False}
     theirs = kind(config(d_in=32, d_sae=24, metadata=metadata, **options))
@@ -55,16 +56,44 @@ def settings(source, **more):
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"])
-def test_a_folder_of_sae_lens_is_a_base(tmp_path, architecture):
+def test_a_folder_of_sae_lens_is_a_base(tmp_path, tiny, architecture):
     theirs = saved_by_sae_lens(tmp_path / "one", architecture)
     saved_by_sae_lens(tmp_path / "other", architecture, "blocks.11.ln2.hook_normalized")
-    [load] = imports.on_offer(settings(tmp_path), 1, 32).values()
+    [load] = imports.on_offer(settings(tmp_path), 1, tiny).values()
     ours, x = load(), torch.randn(50, 32)
     assert (ours.encode(x) - theirs.encode(x)).abs().max() <= 1e-5
     assert (ours(x) - theirs(x)).abs().max() <= 1e-5 and ours(x).abs().max() > 1
     with pytest.raises(ValueError) as error:
         imports.on_offer(settings(tmp_path), 2)
     one_line(error, str(tmp_path), "blocks.2;")
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ({"hook_name": "blocks.1.hook_resid_mid"}, "hook_resid_mid"),
+        ({"hook_name": "blocks.1.ln2.hook_scale"}, "hook_scale"),
+        ({"hook_name_out": "blocks.0.hook_mlp_out"}, "blocks.0.hook_mlp_out"),
+        ({"hook_name_out": "blocks.1.hook_resid_post"}, "hook_resid_post"),
+        ({"hook_name_out": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_transcoder_trained_elsewhere_is_refused(tmp_path, tiny, said, word):
+    saved_by_sae_lens(tmp_path / "one", said=said)
+    [load] = imports.on_offer(settings(tmp_path), 1, tiny).values()
+    with pytest.raises(ValueError) as error:
+        load()
+    one_line(error, str(tmp_path), word)
+
+
+def test_where_only_the_models_name_differs_a_warning_says_so(tmp_path, tiny):
+    saved_by_sae_lens(tmp_path / "one", said={"model_name": "google/gemma-2-2b"})
+    [load] = imports.on_offer(settings(tmp_path), 1, tiny, "mine/other").values()
+    with pytest.warns(UserWarning, match=r"gemma-2-2b.*mine/other"):
+        load()
+    [load] = imports.on_offer(settings(tmp_path), 1, tiny, "mine/gemma-2-2b").values()
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        load()
 
 
 def test_levels_of_sae_lens_folders_are_told_by_their_l0(tmp_path):
@@ -138,7 +167,7 @@ def test_a_release_is_loaded_from_the_hubs_cache(tmp_path, monkeypatch):
     save_file(weights, snapshot / "layer_1.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    [load] = imports.on_offer(settings("mwhanna-qwen3-0.6b-transcoders-lowl0"), 1, 32).values()
+    [load] = imports.on_offer(settings("mwhanna-qwen3-0.6b-transcoders-lowl0"), 1).values()
     x = torch.randn(20, 32)
     assert torch.allclose(load()(x), (x @ t.W_enc + t.b_enc).relu() @ t.W_dec + t.b_dec, atol=1e-4)
 

@@ -209,6 +209,11 @@ def test_pretraining_learns_and_resumes(smoke, tmp_path, monkeypatch):
         pretrain(settings, tokenizer, tmp_path / "checkpoint.pt")
     model, record = pretrain(settings, tokenizer, tmp_path / "checkpoint.pt")
     assert steps[49:51] == [24, 20] and steps[-1] == 89  # the rate is asked for twice a step
+    whole, unbroken = pretrain(settings, tokenizer, tmp_path / "unbroken.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    assert (record["losses"], record["kinds"]) == (unbroken["losses"], unbroken["kinds"])
+    with pytest.warns(UserWarning, match=r"checkpoint.pt: of another training"):
+        pretrain(settings.model_copy(update={"lr": 1e-3, "steps": 1}), tokenizer, tmp_path / "checkpoint.pt")
     ids = Rows(tokenizer, 64, "held out").batch(16)
     with torch.no_grad():
         assert next_token_loss(model, ids) < record["losses"][0][1] - 1.0

@@ -105,5 +105,5 @@ def test_a_step_of_finetuning_has_the_prompts_that_the_profile_says():
 
 def test_a_folder_is_no_profile(tmp_path):
     (tmp_path / "mine.toml").mkdir()
-    with pytest.raises(profiles.ProfileError, match=r"mine\.toml: cannot be read: Is a directory; give the path"):
+    with pytest.raises(profiles.ProfileError, match=r"mine\.toml: a folder, where a file is needed"):
         profiles.load(str(tmp_path / "mine.toml"))

@@ -60,7 +60,6 @@ def test_a_failed_chapter_is_kept_and_the_good_one_too(tmp_path, monkeypatch):
     out = run.run(tmp_path / "source.ipynb", "smoke", {})
     first = out.read_bytes()
     assert json.loads(out.with_suffix(".json").read_text())["parameters"] == {"profile": "smoke"}
-    assert out.with_suffix(".d").read_text().startswith("source.ipynb: ")
     with pytest.raises(run.PapermillExecutionError, match="planted"):
         run.run(tmp_path / "source.ipynb", "smoke", {"fail": True})
     assert out.read_bytes() == first and out.with_suffix(".failed.ipynb").exists()

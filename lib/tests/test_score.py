@@ -78,7 +78,7 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 def test_a_folder_is_one_line(tmp_path):
     result = command(tmp_path)
-    assert f"{tmp_path}: cannot be read: Is a directory" in result.stderr and result.stderr.count("\n") == 1
+    assert f"{tmp_path}: a folder, where a file is needed" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_published_prompts_scored_against_themselves(shared, tmp_path):

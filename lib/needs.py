@@ -1,0 +1,44 @@
+"""What each chapter is made from, for make: one small file a chapter, written anew only where that has changed.
+
+    python -m lib.needs --profile nano
+
+writes `build/<profile>/needs/<chapter>`: fingerprints of the chapter's code with all of `lib` that it stands on, of the
+profile, and of the files that the profile names. Where a file that the chapter wrote is gone, its need is renewed too. Names of
+files are in no rule of make, so that they may be what they like.
+"""
+
+import argparse
+import json
+import sys
+import uuid
+
+from lib import profiles
+from lib.fingerprint import code, fingerprint, state, versions
+from lib.paths import NOTEBOOKS, ROOT, replacing
+
+
+def needs(source: str) -> None:
+    """Renew the files of a profile."""
+    profile = profiles.load(source)
+    folder = profile.paths.build / "needs"
+    common = [profile, state(profile.inputs), versions()]
+    for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
+        need, record = folder / notebook.stem, profile.paths.build / f"{notebook.stem}.json"
+        of = fingerprint(*common, notebook.read_text(encoding="utf-8"), code(notebook))
+        lost = record.exists() and not all((ROOT / file).exists() for file in json.loads(record.read_text())["wrote"])
+        if lost or not need.exists() or not need.read_text().startswith(of):
+            with replacing(need) as temporary:
+                temporary.write_text(f"{of} {uuid.uuid4().hex}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="nano")
+    try:
+        needs(parser.parse_args().profile)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
