@@ -36,6 +36,7 @@ endif
 
 .PHONY: all test cluster-test smoke lab plan figures bench base clean
 .DELETE_ON_ERROR:
+.PRECIOUS: $(BUILD)/needs/%
 
 all: $(CHAPTERS)
 	@$(PYTHON) -m lib.plots

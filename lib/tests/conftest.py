@@ -1,6 +1,7 @@
 """A tiny random Gemma-2 with random norm gains, so that a forgotten gain or a wrong hook point shows."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,19 @@ def plain(folder):
 @pytest.fixture(scope="session")
 def tiny(folder) -> models.LanguageModel:
     return models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser to look at pages with; tests that use it skip where none is found."""
+    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if not found:
+        pytest.skip("no Chromium was found; install one to look at pages")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=quiet)
+        yield browser
+        browser.close()

@@ -62,7 +62,7 @@ def test_a_failed_chapter_is_kept_and_the_good_one_too(tmp_path, monkeypatch):
     assert json.loads(out.with_suffix(".json").read_text())["parameters"] == {"profile": "smoke"}
     with pytest.raises(run.PapermillExecutionError, match="planted"):
         run.run(tmp_path / "source.ipynb", "smoke", {"fail": True})
-    assert out.read_bytes() == first and out.with_suffix(".failed.ipynb").exists()
+    assert out.read_bytes() == first and (tmp_path / "trials/source.failed.ipynb").exists()
 
 
 def test_replacing_keeps_the_old_when_the_new_fails(tmp_path):
