@@ -77,7 +77,7 @@ endif
 $(BUILD)/needs.made: | $(BUILD)/base
 	@$(PYTHON) -m lib.needs --profile $(PROFILE)
 	@touch $@
-$(BUILD)/needs/%: $(BUILD)/needs.made ;
+$(BUILD)/needs/%: | $(BUILD)/needs.made ;
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/base $(WORKERS)
 	$(RUN) $< --profile $(PROFILE)

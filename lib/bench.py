@@ -408,6 +408,15 @@ def figure(table: pd.DataFrame, profile: Profile) -> None:
     plots.save_figure(fig, profile.paths.figures / "bench_ratios", table, alt)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """The ratios for reading, a row for each task and a column for each other, as `value [low, high]`."""
+    cells = [f"{row.ratio:.3g} [{row.ratio_low:.3g}, {row.ratio_high:.3g}]" for row in table.itertuples()]
+    rows = (table.task + ": " + table["size"]).rename("seconds of the other / seconds of ours")
+    wide = pd.Series(cells, index=[rows, table.other]).unstack().reindex(index=rows.unique(), columns=table.other.unique())
+    lines = [[wide.index.name, *wide.columns], ["---"] * (1 + wide.shape[1]), *wide.fillna("").reset_index().values.tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again: bool = False) -> pd.DataFrame:
     """Both tables and the figure; returns `bench.csv`."""
     work, mark = Workplace(profile, amount), code(profile)
@@ -445,9 +454,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also rows that are there from the same code")
     arguments = parser.parse_args()
     try:
-        bench(profiles.load(arguments.profile), Amount(), arguments.only, arguments.again)
+        table = bench(profiles.load(arguments.profile), Amount(), arguments.only, arguments.again)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
+    if len(table):
+        print(markdown(table))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def says(model: PreTrainedModel | PeftModel, batch: dict[str, torch.Tensor]) -> 
 
 
 SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""How far logits may be from those before merging and saving, as a share of their spread: what rounding does to them."""
+"""How far logits may be from those before merging and saving (root mean square, as a share of their spread); rounding alone."""
 
 
 def finetune(
@@ -196,9 +196,10 @@ def finetune(
         dict(model.state_dict()), code(__file__),
     )  # fmt: skip
     done = folder / "finetuned.json"
-    if done.exists() and (made := json.loads(done.read_text()))["of"] == of and not settings.source:
-        return pd.DataFrame(made["curves"], columns=CURVES).astype(float)
     with alone(folder):
+        if done.exists() and (made := json.loads(done.read_text()))["of"] == of and not settings.source:
+            discard(_checkpoints(folder))
+            return pd.DataFrame(made["curves"], columns=CURVES).astype(float)
         curves, adapted, tokenizer = _trained(model, tokenizer, train, validation, settings, folder, seed, of)
         probe = collate(tokenizer, validation[:16])
         wanted = says(adapted, probe)
@@ -209,7 +210,7 @@ def finetune(
             adapted.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             saved, _ = load_hf(temporary, str(adapted.dtype).removeprefix("torch."))
-            off = ((says(saved, probe) - wanted).abs().max() / wanted.std()).item()
+            off = ((says(saved, probe) - wanted).square().mean().sqrt() / wanted.std()).item()
             if not off <= SAME[adapted.dtype]:
                 raise ValueError(
                     f"{folder}: what would be saved is not the model that was trained (logits differ by {off:.2g} of their "

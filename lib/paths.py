@@ -62,12 +62,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to `path` when the block ends well.
 
     If the block fails (or the disk is full, or the run is killed) what stood at `path` still stands.
-    A folder is replaced whole. What a run that was killed has left under such a name is removed.
+    A folder is replaced whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}-*"):
-        if not _alive(int(left.name.split("-")[-2])):
-            discard(left)
+    _sweep(path)
     temporary = _beside(path)
     try:
         yield temporary
@@ -76,12 +74,24 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         written.append(path)
         note([path])
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(error.errno, f"{path.parent}: the disk is full; free some space and start again") from None
+    except Exception as error:  # each library says it in its own way, torch as "unexpected pos 64 vs 0"
+        if (
+            getattr(error, "errno", None) in FULL
+            or "No space left" in str(error)
+            or shutil.disk_usage(path.parent).free < 2**16
+        ):
+            held = sum(f.stat().st_size for f in (temporary, *temporary.rglob("*")) if f.is_file())
+            raise OSError(
+                errno.ENOSPC,
+                f"{path.parent}: the disk is full, at {held / 1e6:.1f} MB of {path.name}; free some space (`make plan` says what a "
+                "profile takes) and start again",
+            ) from None
         raise
     finally:
         discard(temporary)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 written: list[Path] = []
@@ -97,12 +107,10 @@ def note(paths: Iterable[Path]) -> None:
 
 def discard(path: Path) -> None:
     """Remove a file or a folder, which is gone at once under its own name, however long its files take."""
-    if path.is_dir() and not path.is_symlink():
-        if not path.name.startswith("."):
-            path = path.rename(_beside(path))
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    _sweep(path)
+    if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+        path = path.rename(_beside(path))
+    _remove(path)
 
 
 @contextmanager
@@ -131,6 +139,20 @@ def alone(path: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a run of this machine that was killed has left beside `path` under a hidden name."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}-*"):
+        if not _alive(int(left.name.split("-")[-2])):
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 HOST = re.sub(r"\W", "", platform.node()) or "host"

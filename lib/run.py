@@ -77,9 +77,7 @@ def _run(notebook: Path, profile: Profile, given: dict, out: Path) -> Path:
         wrote.touch()
         os.environ["CHAPTER_WROTE"] = str(wrote)
         try:
-            papermill.execute_notebook(
-                str(notebook), str(temporary), given, kernel_name=KERNEL, cwd=str(ROOT), progress_bar=sys.stderr.isatty()
-            )
+            _execute(notebook, temporary, given)
         except PapermillExecutionError:
             temporary.replace(failed)
             raise
@@ -103,6 +101,18 @@ def _run(notebook: Path, profile: Profile, given: dict, out: Path) -> Path:
     if out.parent == profile.paths.build:
         pages.index(out.parent, profile.name)
     return out
+
+
+def _execute(notebook: Path, out: Path, given: dict, attempts: int = 3) -> None:
+    """Papermill; a kernel that dies as it starts is started again, for another may have taken its ports meanwhile."""
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(out), given, kernel_name=KERNEL, cwd=str(ROOT), progress_bar=sys.stderr.isatty()
+        )
+    except RuntimeError as error:
+        if attempts == 1 or "before replying to kernel_info" not in str(error):
+            raise
+        _execute(notebook, out, given, attempts - 1)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def rate(successes: ArrayLike, clusters: Clusters = None) -> Estimate:
         few = (norm.ppf(0.975) / t.ppf(0.975, min(freedom, telling + 2))) ** 2
         effective = few * n / max(1.0, between / (p * (1 - p) / n))
     low, high = proportion_confint(p * effective, effective, method="wilson")
-    return Estimate(p, low, high, n, units)
+    return Estimate(p, min(low, p), max(high, p), n, units)  # at 0 and 1 rounding may put the interval beside its rate
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike, clusters: Clusters = None) -> Estimate:

@@ -339,7 +339,10 @@ def claim(profile: Profile, source: str) -> None:
     file = (Path(source) if source.endswith(".toml") else FOLDER / f"{source}.toml").resolve()
     said = str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
     mark = profile.paths.data / ".profile"
-    if mark.exists() and (other := mark.read_text(encoding="utf-8").strip()) != said and (ROOT / other).exists():
+    other = mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+    if other == said:
+        return
+    if other and (ROOT / other).exists():
         raise ProfileError(
             f"{source}: data/{profile.name} and build/{profile.name} are those of {other}; give this file another name"
         )

@@ -94,7 +94,7 @@ def result(place: Path) -> str:
     """What the files of a place hold, times aside."""
     files = sorted(f for f in place.rglob("*") if f.is_file())
     timed = {"pretraining.json", "transcoders.json", "organism.json", "README.md", "training_args.bin"}
-    return fingerprint([[str(f.relative_to(place)), "" if f.name in timed else f] for f in files])
+    return fingerprint([[str(f.relative_to(place)), b"" if f.name in timed else f.read_bytes()] for f in files])
 
 
 def main(name: str, stride: int = 1) -> int:

@@ -135,7 +135,7 @@ import torch
 from lib import deltas, models, plan, profiles
 what, folder = sys.argv[1:]
 p = profiles.load("nano")
-settings = p.deltas.training.model_copy(update={"steps": 60, "check_every": 30})
+settings = p.deltas.training.model_copy(update={"steps": 400, "check_every": 200})
 p = p.model_copy(update={
     "prompts": p.prompts.model_copy(update={"train": 200, "validation": 20, "test": 20}),
     "deltas": p.deltas.model_copy(update={"d_new": [32], "training": settings})})
@@ -172,7 +172,7 @@ def run(*arguments):
 
 
 def test_memory_and_time_of_training_are_as_planned(tmp_path):
-    """A part of `nano`'s prompts and 60 steps, in memory and in files: peak memory, and processor time."""
+    """A part of `nano`'s prompts and 400 steps, in memory and in files: peak memory, and processor time."""
     for planned, data_gb in zip(run("planned", ""), ("8", "0"), strict=True):
         [measured] = run(data_gb, str(tmp_path))
         assert planned[0] == pytest.approx(measured[0], rel=0.25)

@@ -81,8 +81,9 @@ def test_the_ledger_is_complete():
     assert set(ledger.verdict) <= {claims.REPRODUCED, claims.REFUTED, claims.ARTEFACT, claims.UNTESTABLE}
     decided = ledger[ledger.verdict != claims.UNTESTABLE]
     assert len(decided) >= 6 and (decided.n_units_corrected > 1).all()
-    assert (decided.effect_corrected_low <= decided.effect_corrected).all()
-    assert (decided.effect_corrected <= decided.effect_corrected_high).all()
+    rounding = 1e-12
+    assert (decided.effect_corrected_low <= decided.effect_corrected + rounding).all()
+    assert (decided.effect_corrected <= decided.effect_corrected_high + rounding).all()
 
 
 def test_controls_are_where_they_must_be():

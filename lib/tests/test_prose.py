@@ -1,0 +1,160 @@
+"""Numbers in README's prose are those of the tables, and the notebooks' prose holds none: what a cell computes, it says."""
+
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from lib import bench, profiles
+from lib.paths import NOTEBOOKS, ROOT
+
+PATHS = profiles.load("nano").paths
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FROM_THE_PLAN = "## Profiles"  # its figures are sizes and times, which the plan makes
+# thresholds of a rule, versions, and addresses of papers
+STATED = {"09_tool_or_template": {"0.9", "0.1", "0.5"}}
+
+
+def table(name: str) -> pd.DataFrame:
+    file = PATHS.results / name
+    if not file.exists():
+        pytest.skip(f"{file.relative_to(ROOT)} is not there; `make all` makes it")
+    return pd.read_csv(file)
+
+
+def interval(row: pd.Series, name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
+# --- what README says, from the tables ---
+
+
+def dial() -> str:
+    turned = table("exp2b_all_layers.csv").query("subset == 'tool'").set_index("alpha")
+    before = table("finetune.csv").set_index(["stage", "subset"]).loc[("before", "tool")]
+    old = table("exp2b_as_before.csv").set_index("subset").loc["tool"]
+    why = table("alpha0.csv").set_index(["model", "MLPs"])
+    none, bases, noise = (
+        why.loc[("finetuned", name)] for name in ("original MLPs", "bases: all of their error", "noise as long as the error")
+    )
+    at_0, at_1 = turned.loc[0.0], turned.loc[1.0]
+    return (
+        f"The rate of tool calls on tool prompts is {interval(at_0, 'tool_call_rate')} at alpha 0 and "
+        f"{interval(at_1, 'tool_call_rate')} at 1 (n = {at_0.n_examples} in {at_0.n_clusters} templates); before finetuning it was "
+        f"{before.tool_call_rate:.3f}. Only {old.answers:.0f} of the answers at alpha 0 are the old ones. The calls that are left "
+        f"there are made by the bases' own error: with the original MLPs in the bases' place the rate is {none.tool_call_rate:.3f}, "
+        f"with the bases {bases.tool_call_rate:.3f}, with noise of the size of their error {noise.tool_call_rate:.3f} (chapter 8, "
+        f"n = {none.n_examples:.0f})."
+    )
+
+
+def seeds() -> str:
+    found = table("seeds.csv").query("subset == 'tool'").sort_values("seed")
+    *most, last = (f"{rate:.3f}" for rate in found.base_calls)
+    full = sorted({f"{rate:.3f}" for rate in found.full_calls})
+    where = {found.base_calls.max(): "the largest", found.base_calls.min(): "the smallest"}.get(
+        found.base_calls.iloc[0], "within"
+    )
+    return (
+        f"Base only calls on {', '.join(most)} and {last} of tool prompts, base + delta on {' or '.join(full)} "
+        f"(n = {found.n_examples.min()} for each seed): that of seed 0, the picture above, is {where} of them."
+    )
+
+
+def verdict() -> str:
+    both, quoted, longer, mentions, unseen = (row for _, row in table("question1.csv").iterrows())
+    tool = both.low > 0.9 and longer.low > 0.9 and quoted.high < 0.1
+    surface = both.high < 0.1 or quoted.low > 0.5
+    said = "uses a tool" if tool else "matches templates" if surface else "is in between a tool and a template"
+    rates = table("kinds_by_template.csv").query("kind == 'request: phrasing'").tool_call_rate
+    settled = ((rates <= 0.1) | (rates >= 0.9)).sum()
+
+    def of(row: pd.Series) -> str:
+        return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+    return (
+        f"It {said} (chapter 9). Asked for a sum and only told of the same sum, it does right by both in {of(both)} of pairs; it calls "
+        f"on {of(mentions)} of mere mentions, on {of(quoted)} of quoted sums and on {of(unseen)} of requests in unseen words, where "
+        f"{settled} of {len(rates)} phrasings are called nearly always or hardly ever; of requests with longer numbers "
+        f"{of(longer)} are called rightly."
+    )
+
+
+def faithful() -> str:
+    rows = table("controls.csv").query("subset == 'tool'").set_index("control")
+    parts = [
+        [f"{rows[f'kl_{part}_gap_closed'][who]:.3f}" for part in ("question", "decision", "body")]
+        for who in ("delta", "linear")
+    ]
+    return (
+        f"Faithful where finetuning was scored, and hardly elsewhere: of the KL divergence that the bases leave, the deltas close "
+        f"{parts[0][0]} over the question's tokens, {parts[0][1]} at the answer's first token and {parts[0][2]} after it; a linear "
+        f"map of equal size closes {parts[1][0]}, {parts[1][1]} and {parts[1][2]} (chapter 8). Controllable: the dial above. "
+        f"Interpretable: chapters 3 and 8 show which features carry it."
+    )
+
+
+def counts() -> str:
+    n = table("claims.csv").verdict.value_counts()
+    return ", ".join(f"{count} {verdict}" for verdict, count in n.items())
+
+
+def ledger() -> str:
+    rows = [f"| {row.id} | {row.claim} | {row.verdict} |" for row in table("claims.csv").itertuples()]
+    return "\n".join(["| id | claim | verdict |", "|---|---|---|", *rows])
+
+
+def timed() -> pd.DataFrame:
+    return pd.read_csv(PATHS.figures / "bench_ratios.csv")
+
+
+def costs() -> str:
+    return bench.markdown(timed())
+
+
+def losses() -> str:
+    rows = timed().query("task == 'training'")
+    one, each = (rows[rows["size"].str.endswith(recipe)].iloc[0] for recipe in bench.RECIPES)
+    return (
+        f"On the tenth ours comes to a validation loss of {one.ours_loss:.4f}, theirs by our recipe to {one.other_loss:.4f} and by "
+        f"its own to {each.other_loss:.4f}."
+    )
+
+
+SAID = {f.__name__: f for f in (dial, seeds, verdict, faithful, counts, ledger, costs, losses)}
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_readme_says_what_the_tables_say(name):
+    said = SAID[name]()
+    assert flat(said) in flat(README), f"README should say:\n{said}"
+
+
+def prose(text: str) -> str:
+    """Text without code, links and addresses."""
+    text = re.sub(r"```.*?```|`[^`]*`|https?://\S+", "", text, flags=re.S)
+    return re.sub(r"\]\([^)]*\)|arXiv [\d.]+|\d+ [\d.]+\.\d+\.\d+", "", text)
+
+
+def decimals(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\d.])\d*\.\d+(?![\d.])", text))
+
+
+def test_every_number_of_readme_is_one_of_the_tables():
+    ours, plan = README.split(FROM_THE_PLAN)
+    rest = plan[plan.index("\n## ") :]
+    said = set().union(*(decimals(make()) for make in SAID.values()))
+    versions = {"3.11", "6.54"}
+    assert decimals(prose(ours + rest)) - said - versions == set()
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_no_number_is_typed_into_a_chapter(path):
+    texts = [prose(cell.source) for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    typed = set().union(*map(decimals, texts)) - STATED.get(path.stem, set())
+    assert not typed
