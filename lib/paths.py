@@ -83,8 +83,8 @@ def replacing(path: Path) -> Iterator[Path]:
             held = sum(f.stat().st_size for f in (temporary, *temporary.rglob("*")) if f.is_file())
             raise OSError(
                 errno.ENOSPC,
-                f"{path.parent}: the disk is full, at {held / 1e6:.1f} MB of {path.name}; free some space (`make plan` says what a "
-                "profile takes) and start again",
+                f"{path.parent}: the disk is full, at {held / 1e6:.1f} MB of {path.name}; free some space (`make plan` says what "
+                "a profile takes) and start again",
             ) from None
         raise
     finally:
