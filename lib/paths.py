@@ -75,16 +75,13 @@ def replacing(path: Path) -> Iterator[Path]:
         written.append(path)
         note([path])
     except Exception as error:  # each library says it in its own way, torch as "unexpected pos 64 vs 0"
-        if (
-            getattr(error, "errno", None) in FULL
-            or "No space left" in str(error)
-            or shutil.disk_usage(path.parent).free < 2**16
-        ):
+        full = getattr(error, "errno", None) in FULL or "No space left" in str(error)
+        if full or shutil.disk_usage(path.parent).free < 2**16:
             held = sum(f.stat().st_size for f in (temporary, *temporary.rglob("*")) if f.is_file())
             raise OSError(
                 errno.ENOSPC,
-                f"{path.parent}: the disk is full, at {held / 1e6:.1f} MB of {path.name}; free some space (`make plan` says what "
-                "a profile takes) and start again",
+                f"{path.parent}: the disk is full, at {held / 1e6:.1f} MB of {path.name}; free some space (`make plan` says "
+                "what a profile takes) and start again",
             ) from None
         raise
     finally:

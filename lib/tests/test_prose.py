@@ -41,11 +41,11 @@ def dial() -> str:
     at_0, at_1 = turned.loc[0.0], turned.loc[1.0]
     return (
         f"The rate of tool calls on tool prompts is {interval(at_0, 'tool_call_rate')} at alpha 0 and "
-        f"{interval(at_1, 'tool_call_rate')} at 1 (n = {at_0.n_examples} in {at_0.n_clusters} templates); before finetuning it was "
-        f"{before.tool_call_rate:.3f}. Only {old.answers:.0f} of the answers at alpha 0 are the old ones. The calls that are left "
-        f"there are made by the bases' own error: with the original MLPs in the bases' place the rate is {none.tool_call_rate:.3f}, "
-        f"with the bases {bases.tool_call_rate:.3f}, with noise of the size of their error {noise.tool_call_rate:.3f} (chapter 8, "
-        f"n = {none.n_examples:.0f})."
+        f"{interval(at_1, 'tool_call_rate')} at 1 (n = {at_0.n_examples} in {at_0.n_clusters} templates); before finetuning it "
+        f"was {before.tool_call_rate:.3f}. Only {old.answers:.0f} of the answers at alpha 0 are the old ones. The calls that "
+        f"are left there are made by the bases' own error: with the original MLPs in the bases' place the rate is "
+        f"{none.tool_call_rate:.3f}, with the bases {bases.tool_call_rate:.3f}, with noise of the size of their error "
+        f"{noise.tool_call_rate:.3f} (chapter 8, n = {none.n_examples:.0f})."
     )
 
 
@@ -53,9 +53,8 @@ def seeds() -> str:
     found = table("seeds.csv").query("subset == 'tool'").sort_values("seed")
     *most, last = (f"{rate:.3f}" for rate in found.base_calls)
     full = sorted({f"{rate:.3f}" for rate in found.full_calls})
-    where = {found.base_calls.max(): "the largest", found.base_calls.min(): "the smallest"}.get(
-        found.base_calls.iloc[0], "within"
-    )
+    calls = found.base_calls
+    where = {calls.max(): "the largest", calls.min(): "the smallest"}.get(calls.iloc[0], "within")
     return (
         f"Base only calls on {', '.join(most)} and {last} of tool prompts, base + delta on {' or '.join(full)} "
         f"(n = {found.n_examples.min()} for each seed): that of seed 0, the picture above, is {where} of them."
@@ -74,24 +73,23 @@ def verdict() -> str:
         return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
 
     return (
-        f"It {said} (chapter 9). Asked for a sum and only told of the same sum, it does right by both in {of(both)} of pairs; it calls "
-        f"on {of(mentions)} of mere mentions, on {of(quoted)} of quoted sums and on {of(unseen)} of requests in unseen words, where "
-        f"{settled} of {len(rates)} phrasings are called nearly always or hardly ever; of requests with longer numbers "
-        f"{of(longer)} are called rightly."
+        f"It {said} (chapter 9). Asked for a sum and only told of the same sum, it does right by both in {of(both)} of pairs; "
+        f"it calls on {of(mentions)} of mere mentions, on {of(quoted)} of quoted sums and on {of(unseen)} of requests in "
+        f"unseen words, where {settled} of {len(rates)} phrasings are called nearly always or hardly ever; of requests with longer "
+        f"numbers {of(longer)} are called rightly."
     )
 
 
 def faithful() -> str:
-    rows = table("controls.csv").query("subset == 'tool'").set_index("control")
-    parts = [
-        [f"{rows[f'kl_{part}_gap_closed'][who]:.3f}" for part in ("question", "decision", "body")]
-        for who in ("delta", "linear")
-    ]
+    rows, parts = table("controls.csv").query("subset == 'tool'").set_index("control"), ("question", "decision", "body")
+    (q, d, b), (q2, d2, b2) = (
+        [f"{rows.loc[who, f'kl_{part}_gap_closed']:.3f}" for part in parts] for who in ("delta", "linear")
+    )
     return (
-        f"Faithful where finetuning was scored, and hardly elsewhere: of the KL divergence that the bases leave, the deltas close "
-        f"{parts[0][0]} over the question's tokens, {parts[0][1]} at the answer's first token and {parts[0][2]} after it; a linear "
-        f"map of equal size closes {parts[1][0]}, {parts[1][1]} and {parts[1][2]} (chapter 8). Controllable: the dial above. "
-        f"Interpretable: chapters 3 and 8 show which features carry it."
+        f"Faithful where finetuning was scored, and hardly elsewhere: of the KL divergence that the bases leave, the deltas "
+        f"close {q} over the question's tokens, {d} at the answer's first token and {b} after it; a linear map of equal size "
+        f"closes {q2}, {d2} and {b2} (chapter 8). Controllable: the dial above. Interpretable: chapter 8 says which features "
+        f"carry it, and how few of them do."
     )
 
 
@@ -117,8 +115,8 @@ def losses() -> str:
     rows = timed().query("task == 'training'")
     one, each = (rows[rows["size"].str.endswith(recipe)].iloc[0] for recipe in bench.RECIPES)
     return (
-        f"On the tenth ours comes to a validation loss of {one.ours_loss:.4f}, theirs by our recipe to {one.other_loss:.4f} and by "
-        f"its own to {each.other_loss:.4f}."
+        f"On the tenth ours comes to a validation loss of {one.ours_loss:.4f}, theirs by our recipe to {one.other_loss:.4f} "
+        f"and by its own to {each.other_loss:.4f}."
     )
 
 
