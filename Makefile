@@ -28,13 +28,14 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 export TOKENIZERS_PARALLELISM = false
+export PYTHONUTF8 = 1
 export PYTHONWARNINGS = ignore::FutureWarning
 
 ifeq ($(wildcard $(TOML)),)
 $(error $(PROFILE): no such profile; use one of $(basename $(notdir $(wildcard lib/profiles/*.toml))), or the path of a .toml file)
 endif
 
-.PHONY: all test cluster-test smoke lab plan figures bench base clean
+.PHONY: all test cluster-test lab-test smoke lab plan figures bench base clean FORCE
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/needs/%
 
@@ -42,13 +43,18 @@ all: $(CHAPTERS)
 	@$(PYTHON) -m lib.plots
 	@echo "The book: $(BUILD)/*.html. Figures: figures/$(NAME)/. Tables: data/$(NAME)/results/."
 
+# A .venv is made anew where its interpreter is gone or has become another, as after an upgrade of the system.
+ifneq ($(shell cat .venv/installed 2> /dev/null),$(shell .venv/bin/python -V 2> /dev/null))
+.venv/installed: FORCE
+endif
 .venv/installed: requirements.txt
-	python3 -m venv .venv
+	@python3 -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed; python3 is %d.%d here' % sys.version_info[:2])"
+	test "$$(.venv/bin/python -V 2> /dev/null)" = "$$(python3 -V)" || python3 -m venv --clear .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
-	echo "$(CURDIR)" > $$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/book.pth
+	$(PYTHON) -c "import os, sysconfig; site = sysconfig.get_path('purelib'); print(os.path.relpath('.', site), file=open(site + '/book.pth', 'w'))"
 	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.log_level = 'ERROR'" > .venv/etc/ipython/ipython_kernel_config.py
-	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" > /dev/null
-	touch $@
+	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" --env PYTHONPATH "$$PWD" --env PYTHONUTF8 1 > /dev/null
+	$(PYTHON) -V > $@
 
 # `make all ENGINE=ray`, with RAY_ADDRESS for a cluster that runs already: see lib/compute.py
 WORKERS := $(if $(filter ray,$(ENGINE)),.venv/ray)
@@ -64,7 +70,7 @@ $(BUILD)/base: | .venv/installed
 
 # What a chapter is made from besides the chapters before it stands in a file that changes when that does (lib/needs.py):
 # looked after as make begins, and made by a rule where nothing is there yet.
-ifeq ($(filter test lab clean plan base smoke cluster-test lab-test,$(MAKECMDGOALS)),)
+ifeq ($(filter test lab clean plan base smoke cluster-test lab-test .venv/installed,$(MAKECMDGOALS)),)
 ifneq ($(wildcard .venv/installed),)
 ifneq ($(wildcard $(BUILD)/base),)
 WRONG := $(shell $(PYTHON) -m lib.needs --profile '$(PROFILE)' 2>&1)
@@ -108,8 +114,13 @@ lab-test: .venv/installed
 smoke:
 	@$(MAKE) all PROFILE=smoke
 
+# It opens copies, which git does not see: what readers run and change there is theirs, and stays when the sources change.
 lab: .venv/installed
-	.venv/bin/jupyter lab notebooks
+	@mkdir -p notebooks/working
+	@for source in notebooks/*.ipynb; do test -e "notebooks/working/$${source##*/}" || cp "$$source" notebooks/working; done
+	@echo "The chapters to work on are in notebooks/working; remove a copy to have it fresh next time."
+	@test "$$(id -u)" != 0 || echo "This runs as root, as containers do: whoever reaches the port is root too."
+	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/working
 
 plan: .venv/installed
 	@$(PYTHON) -m lib.plan --profile $(PROFILE)

@@ -270,4 +270,5 @@ def _trained(
     else:
         trainer.train(resume_from_checkpoint=last_whole(_checkpoints(folder), of))
     curves = pd.DataFrame(trainer.state.log_history).reindex(columns=CURVES).dropna(subset=CURVES[2:], how="all")
-    return curves.astype(float), trainer.model, tokenizer
+    adapted = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # computes in its own precision again
+    return curves.astype(float), adapted, tokenizer

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import uuid
+from pathlib import Path
 
 from lib import profiles
 from lib.fingerprint import code, fingerprint, state, versions
@@ -25,10 +26,19 @@ def needs(source: str) -> None:
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
         need, record = folder / notebook.stem, profile.paths.build / f"{notebook.stem}.json"
         of = fingerprint(*common, notebook.read_text(encoding="utf-8"), code(notebook))
-        lost = record.exists() and not all((ROOT / file).exists() for file in json.loads(record.read_text())["wrote"])
-        if lost or not need.exists() or not need.read_text().startswith(of):
+        if _lost(record) or not need.exists() or not need.read_text().startswith(of):
             with replacing(need) as temporary:
                 temporary.write_text(f"{of} {uuid.uuid4().hex}\n")
+
+
+def _lost(record: Path) -> bool:
+    """Whether a file is gone that a chapter wrote, or that it has written anything can no longer be read."""
+    if not record.exists():
+        return False
+    try:
+        return not all((ROOT / file).exists() for file in json.loads(record.read_text(encoding="utf-8"))["wrote"])
+    except (ValueError, KeyError, TypeError):
+        return True
 
 
 def main() -> None:

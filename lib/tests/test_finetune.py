@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from lib import finetune, models
@@ -14,7 +15,8 @@ def test_what_is_learned(tiny):
     assert (batch["labels"][learned] == batch["input_ids"][learned]).all()
 
 
-def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke, tmp_path, monkeypatch, precision):
     hf, tokenizer = models.load_hf(folder, "float32")
     original = hf.model.layers[0].mlp.up_proj.weight.detach().clone()
     train = generate("positive", 16, "train", 0) + generate("negative", 16, "train", 0)
@@ -35,7 +37,8 @@ def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke
         return kept["model"]
 
     monkeypatch.setattr(finetune, "get_peft_model", remembered)
-    settings = smoke.finetune.model_copy(update={"epochs": 3})
+    settings = smoke.finetune.model_copy(update={"epochs": 3, "precision": precision})
+    monkeypatch.setitem(finetune.SAME, torch.float32, 1e-5)
     curves = finetune.finetune(hf, tokenizer, train, train[:4] + train[-4:], settings, tmp_path / "finetuned")
     losses = curves.eval_copy_loss.dropna()
     assert len(losses) == 3 and losses.iloc[-1] < losses.iloc[0]

@@ -75,8 +75,8 @@ def verdict() -> str:
     return (
         f"It {said} (chapter 9). Asked for a sum and only told of the same sum, it does right by both in {of(both)} of pairs; "
         f"it calls on {of(mentions)} of mere mentions, on {of(quoted)} of quoted sums and on {of(unseen)} of requests in "
-        f"unseen words, where {settled} of {len(rates)} phrasings are called nearly always or hardly ever; of requests with longer "
-        f"numbers {of(longer)} are called rightly."
+        f"unseen words, where {settled} of {len(rates)} phrasings are called nearly always or hardly ever; of requests with "
+        f"longer numbers {of(longer)} are called rightly."
     )
 
 
