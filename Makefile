@@ -52,7 +52,7 @@ endif
 	test "$$(.venv/bin/python -V 2> /dev/null)" = "$$(python3 -V)" || python3 -m venv --clear .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(PYTHON) -c "import os, sysconfig; site = sysconfig.get_path('purelib'); print(os.path.relpath('.', site), file=open(site + '/book.pth', 'w'))"
-	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.log_level = 'ERROR'" > .venv/etc/ipython/ipython_kernel_config.py
+	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.log_level = 'CRITICAL'" > .venv/etc/ipython/ipython_kernel_config.py
 	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" --env PYTHONPATH "$$PWD" --env PYTHONUTF8 1 > /dev/null
 	$(PYTHON) -V > $@
 
@@ -104,7 +104,8 @@ test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(PYTHON) -m pytest -q -n auto --dist loadfile --ignore lib/tests/test_cluster.py --ignore lib/tests/test_lab.py $(LONG:%=lib/tests/test_%.py) lib/tests
 
-cluster-test: .venv/ray smoke
+cluster-test: .venv/ray
+	@$(MAKE) PROFILE=smoke build/smoke/03_delta_transcoders.ipynb
 	$(PYTHON) -m pytest -q lib/tests/test_cluster.py
 
 # the dial in a real JupyterLab, in a Chromium if there is one

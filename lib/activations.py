@@ -35,7 +35,7 @@ class Activations:
 
 @torch.no_grad()
 def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) -> Iterator[Activations]:
-    """One `Activations` per batch, in float32, on the model's device."""
+    """One `Activations` per batch, in float32, on the model's device; `ValueError` where one is not finite."""
     sites, scale = [model.site.at(layer) for layer in layers], model.site.scale(model.d_model)
     with capture(model, [name for site in sites for name in site]) as cache:
         start = 0
@@ -45,6 +45,11 @@ def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) 
             keep = kept(model.tokenizer, batch)
             x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
             y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
+            if not (finite := (x.isfinite() & y.isfinite()).flatten(1).all(1)).all():
+                layer = layers[int(finite.int().argmin())]
+                raise ValueError(
+                    f"layer {layer}: the model's activations are not finite there; choose another model.dtype, or other weights"
+                )
             yield Activations(x, y, start + keep.nonzero()[:, 0])
             start += len(batch.ids)
 

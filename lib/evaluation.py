@@ -102,7 +102,13 @@ def teacher_forced(
                 columns |= {name: (value * acts_at).sum(1) for name, value in top.seen.items()}
                 columns["positions"] = acts_at.sum(1)
             parts.append(columns)
-    tables = ({name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]} for parts in found)
+    tables = [{name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]} for parts in found]
+    for condition, table in zip(conditions, tables, strict=True):
+        if table["nats_all"].isnan().any():
+            raise ValueError(
+                f"the model's logits are not finite (with {sorted(condition) or 'no'} layers replaced); choose another "
+                "model.dtype or other weights, or smaller alphas"
+            )
     return [pd.DataFrame(table, index=order).sort_index().assign(template=templates(prompts)) for table in tables]
 
 

@@ -122,6 +122,7 @@ def load_tokenizer(source: Path | str, revision: str | None = None) -> PreTraine
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: its tokenizer has no eos_token, and answers must end; name one in tokenizer_config.json")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is masked, so any token will do
+    tokenizer.split_special_tokens = True  # "<eos>" that somebody has written in a prompt is text, and ends nothing
     return tokenizer
 
 

@@ -6,12 +6,26 @@ import re
 from pathlib import Path
 
 import nbformat
+from jinja2 import pass_context
 from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from lib.paths import NOTEBOOKS, replacing
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def markdown(source: str) -> str:
+    """Markdown as HTML; tags in it are text, for a chapter's answer may quote a model, a prompt or a profile."""
+    return MarkdownWithMath(renderer=IPythonRenderer(escape=True, allow_harmful_protocols=False)).render(source)
+
+
+class Exporter(HTMLExporter):
+    """nbconvert's, with `markdown` for its Markdown."""
+
+    @pass_context
+    def markdown2html(self, context, source):
+        return markdown(source)
 
 
 def title(notebook: Path) -> str:
@@ -34,7 +48,7 @@ def page(executed: nbformat.NotebookNode, notebook: Path) -> str:
         name: (f"{other.stem}.html", title(other)) if i and other else None
         for name, other in (("before", around[i - 1]), ("after", around[(i + 1) % len(around)]))
     }
-    exporter = HTMLExporter(
+    exporter = Exporter(
         embed_images=True, template_name="page", extra_template_basedirs=[str(Path(__file__).parent)], sanitize_html=False
     )
     return exporter.from_notebook_node(shown, resources=links)[0]
@@ -49,7 +63,7 @@ def index(build: Path, name: str) -> None:
             top = nbformat.read(executed, as_version=4).cells[0].source.split("\n\n")[1:]
             said = "\n\n".join(text for text in top if re.match(r"\*\*(Question|Answer)\.\*\*", text))
             head = f'<h2><a href="{executed.stem}.html">{html.escape(title(notebook))}</a></h2>'
-            rows.append(head + markdown2html_mistune(said))
+            rows.append(head + markdown(said))
     style = "body { font-family: sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5; }"
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style>'
     heading = f"The book on {html.escape(name)}"

@@ -13,6 +13,8 @@ from lib.fingerprint import of_table
 from lib.paths import note, replacing, written
 from lib.profiles import Profile
 
+pd.set_option("styler.format.escape", "html")  # what a table shows may be a model's, a prompt's or a profile's text
+
 
 def table(
     profile: Profile, name: str, compute: Callable[[], pd.DataFrame], redraw: bool, reads: Sequence[Path] | None = None

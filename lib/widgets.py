@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -14,13 +15,37 @@ from lib.models import LanguageModel
 from lib.transcoders import BaseDelta
 
 
+class Dial(w.VBox):
+    """Controls, and a picture of them for where there is no kernel to turn them: a page, or paper."""
+
+    def _repr_mimebundle_(self, **kwargs) -> dict[str, str]:
+        rows = "".join(f"<p><label>{html.escape(c.description)} {_picture(c)}</label></p>" for c in self.children)
+        return super()._repr_mimebundle_(**kwargs) | {"text/html": f"<fieldset disabled>{rows}</fieldset>"}
+
+
+def _picture(control: w.DOMWidget) -> str:
+    """One of the controls below, as a form's field."""
+    said = html.escape(str(getattr(control, "value", "")))
+    match control:
+        case w.FloatSlider():
+            ends = f'min="{control.min}" max="{control.max}" step="{control.step}"'
+            return f'<input type="range" {ends} value="{said}"> {said}'
+        case w.ToggleButtons():
+            return " ".join(f"<button>{html.escape(str(option))}</button>" for option in control.options)
+        case w.Text():
+            return f'<input type="text" value="{said}" style="width: min(40em, 70%)">'
+        case w.Textarea():
+            return f'<textarea rows="2" style="width: min(40em, 70%)">{said}</textarea>'
+    return f"<button>{html.escape(control.description)}</button>"
+
+
 def dial(
     load: Callable[[], LanguageModel],
     replacement: Callable[[LanguageModel, Hashable], Mapping[int, BaseDelta]],
     places: Sequence[Hashable],
     example: str,
     max_new_tokens: int = 40,
-) -> w.VBox:
+) -> Dial:
     """A dial for alpha at one of several places, a question, and the model's answer with `base + alpha * delta` there.
 
     `load` gives the model and `replacement(model, place)` what stands in for which layers' MLPs; both are called when
@@ -64,4 +89,4 @@ def dial(
     ask.on_click(update)
     for control in (alpha, place, text):
         control.observe(update, "value")
-    return w.VBox([alpha, place, text, ask, answer])
+    return Dial([alpha, place, text, ask, answer])

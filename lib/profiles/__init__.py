@@ -46,6 +46,8 @@ def _place(name: str) -> str:
 Place = Annotated[str, AfterValidator(_place)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(gt=0, le=10**9)]
+Many = Annotated[int, Field(gt=0, le=10**5)]
+"""Of prompts or rows: as many as are written and read in seconds."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Layer = Annotated[int, Field(ge=0)]
 
@@ -112,10 +114,10 @@ class Protocol(_Table):
 
 
 class Prompts(_Table):
-    train: Count
+    train: Many
     """Examples of each label, tool and copy, for finetuning."""
-    validation: Count
-    test: Count
+    validation: Many
+    test: Many
     """Examples of each subset, `tool_ood` among them, for the evaluations."""
     train_file: Place | None = None
     """JSONL of `input, target, label` to use instead of generated prompts; relative to the project."""
@@ -135,9 +137,9 @@ class Finetune(_Table):
     warmup: Share
     """Share of the steps in which the learning rate rises; then a cosine to zero."""
     epochs: Count
-    batch: Count
+    batch: Many
     """Prompts a step."""
-    micro_batch: Count
+    micro_batch: Many
     """Prompts a forward pass, of which `batch` is a multiple; gradients are accumulated up to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""

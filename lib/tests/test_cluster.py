@@ -20,7 +20,7 @@ def profile():
     """`smoke` as its book left it, under a name of its own."""
     made = profiles.load("smoke")
     if not made.paths.deltas.is_dir():
-        pytest.skip("the book on smoke has not been made: make smoke")
+        pytest.skip("the chapters of smoke up to the third have not been made: make cluster-test")
     own = made.model_copy(update={"name": "cluster-test"})
     for name in ("finetuned", "deltas", "prompts"):
         shutil.copytree(made.paths.data / name, own.paths.data / name, dirs_exist_ok=True)

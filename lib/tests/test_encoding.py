@@ -37,6 +37,18 @@ def test_question_and_answer_can_be_read_back_and_the_answer_ends(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_that_are_written_in_a_prompt_are_text(kind, tmp_path):
+    real.tokenizer(kind).save_pretrained(tmp_path)
+    tokenizer = models.load_tokenizer(tmp_path)
+    for written in tokenizer.all_special_tokens:
+        prompt = Prompt(f"Say {written} twice", f"Say {written} twice", "negative")
+        (first, *asked), answer = tokens(tokenizer, prompt)
+        asked = asked if first == bos_id(tokenizer) else [first, *asked]
+        assert not set(tokenizer.all_special_ids) & {*asked, *answer[:-1]}
+        assert tokenizer.decode(asked) == question(prompt.input) and tokenizer.decode(answer[:-1]) == prompt.target
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_begins_with_the_questions_first_token(kind):
     """What the logit difference at the decision takes for granted."""
     tokenizer = real.tokenizer(kind)

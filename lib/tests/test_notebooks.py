@@ -9,28 +9,44 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lib import profiles
+from lib import profiles, prompts
 from lib.paths import NOTEBOOKS, ROOT
 from lib.plots import has_chrome
 
-PATHS = profiles.load("smoke").paths
+PATHS = profiles.Paths("hostile")
+PROFILE = PATHS.data.with_suffix(".toml")
 CHAPTERS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+PAYLOAD = "<img src=q onerror=self.owned=1>"
 
 
 def make(*arguments):
     """make, without what an outer make hands down."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(["make", *arguments, "PROFILE=smoke"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    command = ["make", *arguments, f"PROFILE={PROFILE.relative_to(ROOT)}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
 def book():
-    shutil.rmtree(PATHS.build, ignore_errors=True)
-    shutil.rmtree(PATHS.figures, ignore_errors=True)
-    shutil.rmtree(PATHS.data, ignore_errors=True)
+    """The book on `smoke` with a tag in its paths, prompts and templates that would run, were it live in a page."""
+    for folder in (PATHS.build, PATHS.figures, PATHS.data):
+        shutil.rmtree(folder, ignore_errors=True)
+    asked = PATHS.data.with_suffix(".jsonl")
+    with asked.open("w") as file:
+        for label in prompts.SUBSETS:
+            for i, prompt in enumerate(prompts.generate(label, 8, "test", 0)):
+                row = {"label": label, "input": prompt.input, "target": prompt.target, "template": prompt.template}
+                if i < 2:
+                    row |= {"input": f"{PAYLOAD} {prompt.input}", "template": f"{PAYLOAD} {prompt.template}"}
+                    row |= {"target": row["input"]} if label == "negative" else {}
+                file.write(json.dumps(row) + "\n")
+    text = (profiles.FOLDER / "smoke.toml").read_text().replace("data/smoke/", f"data/hostile/{PAYLOAD}/")
+    PROFILE.write_text(text.replace("[prompts]", f"[prompts]\ntest_file = {json.dumps(str(asked))}"))
     result = make("-j2", "all")
     assert result.returncode == 0, result.stdout + result.stderr
-    return result
+    yield result
+    for file in (asked, PROFILE):
+        file.unlink()
 
 
 def test_every_chapter_ran_and_said_how_long_it_took(book):
@@ -40,7 +56,7 @@ def test_every_chapter_ran_and_said_how_long_it_took(book):
         notebook = nbformat.read(PATHS.build / f"{chapter}.ipynb", as_version=4)
         assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
         record = json.loads((PATHS.build / f"{chapter}.json").read_text())
-        assert record["parameters"]["profile"] == "smoke" and record["seconds"] > 0
+        assert record["parameters"]["profile"] == str(PROFILE.relative_to(ROOT)) and record["seconds"] > 0
 
 
 def test_nothing_is_done_twice_and_a_lost_chapter_alone_is_made_again(book):
@@ -52,14 +68,13 @@ def test_nothing_is_done_twice_and_a_lost_chapter_alone_is_made_again(book):
 
 
 def test_a_changed_input_makes_its_chapters_again(book):
-    file = profiles.FOLDER / "smoke.toml"
-    before = file.read_text()
-    os.utime(file)
+    before = PROFILE.read_text()
+    os.utime(PROFILE)
     assert "-m lib.run" not in make("--dry-run", "all").stdout, "only its time is another"
-    file.write_text(before.replace("train = 24", "train = 25"))
+    PROFILE.write_text(before.replace("train = 24", "train = 25"))
     planned = make("--dry-run", "all").stdout
-    file.write_text(before)
-    assert file.read_text() == before and planned.count("-m lib.run") == len(CHAPTERS)
+    PROFILE.write_text(before)
+    assert planned.count("-m lib.run") == len(CHAPTERS)
 
 
 def test_tables_have_the_published_columns(book, shared):
@@ -94,6 +109,21 @@ def test_figures_are_pages_numbers_and_pictures(book):
         assert page.with_suffix(".png").exists() == has_chrome()
 
 
+def test_nothing_in_a_page_runs_and_no_page_asks_for_anything(book, chromium):
+    """What comes from files, models and paths is text in every page and figure."""
+    tab, asked = chromium.new_page(), []
+    tab.on("request", lambda request: asked.append(request.url))
+    pages = [*PATHS.build.glob("*.html"), *PATHS.figures.glob("*.html")]
+    assert len(pages) > len(CHAPTERS) + 15
+    for page in pages:
+        tab.goto(page.as_uri())
+        assert tab.evaluate("typeof self.owned") == "undefined", page
+    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+    for chapter in ("00_model_organism", "01_prompts", "06_exp2b_dose"):
+        tab.goto((PATHS.build / f"{chapter}.html").as_uri())
+        assert PAYLOAD in tab.inner_text("body"), chapter
+
+
 def test_redrawing_computes_nothing(book):
     chapter = "06_exp2b_dose"
     before = {f: f.stat().st_mtime_ns for f in PATHS.data.rglob("*") if f.is_file()}
@@ -101,7 +131,7 @@ def test_redrawing_computes_nothing(book):
     numbers = figure.read_text()
     figure.unlink()
     result = subprocess.run(
-        [ROOT / ".venv/bin/python", "-m", "lib.run", f"notebooks/{chapter}.ipynb", "--profile", "smoke", "--redraw"], cwd=ROOT
+        [ROOT / ".venv/bin/python", "-m", "lib.run", f"notebooks/{chapter}.ipynb", "--profile", PROFILE, "--redraw"], cwd=ROOT
     )
     assert result.returncode == 0 and figure.read_text() == numbers
     assert before == {f: f.stat().st_mtime_ns for f in PATHS.data.rglob("*") if f.is_file()}
