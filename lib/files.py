@@ -48,3 +48,8 @@ def json_object(path: Path) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds no object {{...}} but a {type(found).__name__}; download or make it again")
     return found
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, as a library says it, in few words."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import load_peft_weights
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -64,10 +63,9 @@ def brought(
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", "Found missing adapter keys")
                 adapted, theirs = PeftModel.from_pretrained(model, place), load_peft_weights(str(place), device="cpu")
-        except (UserWarning, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            first = str(error).split("\n")[0]
+        except Exception as error:  # a damaged file may end in any of them
             raise ValueError(
-                f"{source}: not an adapter of {model.name_or_path} ({first:.300}); check finetune.source"
+                f"{source}: not an adapter of {model.name_or_path} ({files.first_line(error)}); check finetune.source"
             ) from None
         if unknown := sorted(set(theirs) - set(get_peft_model_state_dict(adapted))):
             raise ValueError(f"{source}: {model.name_or_path} has no place for its {unknown[0]}; check finetune.source")

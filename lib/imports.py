@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lib import files, hub
@@ -96,8 +95,8 @@ def load_sae_lens(folder: Path, d_model: int | None = None, fits: "Fits | None" 
         files.present(folder / name)
     try:
         theirs = SAE.load_from_disk(folder, dtype="float32")
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"{folder}: sae-lens cannot load it ({_first_line(error)}); save or download it again") from None
+    except Exception as error:  # a damaged file may end in any of them
+        raise ValueError(f"{folder}: sae-lens cannot load it ({files.first_line(error)}); save or download it again") from None
     return from_sae_lens(theirs, str(folder), d_model, fits)
 
 
@@ -186,8 +185,8 @@ def _checkpoint(path: Path, base: Transcoder) -> Transcoder:
         raise ValueError(
             f"{path}: refused, for it is not a pickle of plain tensors and could run code; save its state dict as such"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: damaged ({_first_line(error)}); make or download it again") from None
+    except Exception as error:  # a damaged pickle may end in any of them
+        raise ValueError(f"{path}: damaged ({files.first_line(error)}); make or download it again") from None
     if not isinstance(weights, dict):
         raise ValueError(f"{path}: holds a {type(weights).__name__}, not a state dict; save one")
     _same(path, _member(path, weights, "base_transcoder.", base.d_model), base)
@@ -232,7 +231,3 @@ def _same(path: Path, theirs: Transcoder, base: Transcoder) -> None:
                 f"{path}: was trained on another base ({name} differs); "
                 "check transcoders.source, .width and .percentiles, which choose the base"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

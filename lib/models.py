@@ -96,8 +96,10 @@ def load_hf(source: Path | str, dtype: str, revision: str | None = None) -> tupl
             folder, dtype=getattr(torch, dtype), attn_implementation="eager", device_map=device,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: transformers cannot load it ({_first_line(error)}); make or download it again") from None
+    except Exception as error:  # a damaged file may end in any of them
+        raise ValueError(
+            f"{folder}: transformers cannot load it ({files.first_line(error)}); make or download it again"
+        ) from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{folder}: no weights for {_some(missing)}; make or download the model again")
     if other := sorted(str(name) for name, *_ in found["mismatched_keys"]):
@@ -117,7 +119,7 @@ def load_tokenizer(source: Path | str, revision: str | None = None) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raises plain Exception for what it cannot read
         raise ValueError(
-            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); save or download it again"
+            f"{folder}: its tokenizer cannot be loaded ({files.first_line(error)}); save or download it again"
         ) from None
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: its tokenizer has no eos_token, and answers must end; name one in tokenizer_config.json")
@@ -145,10 +147,6 @@ def check_folder(folder: Path) -> None:
 def _some(names: list[str]) -> str:
     """The first of many names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__:.300}"
 
 
 def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, site: str) -> LanguageModel:

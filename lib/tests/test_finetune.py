@@ -1,5 +1,8 @@
+import tomllib
+
 import pytest
 import torch
+from peft import LoraModel
 
 from lib import finetune, models
 from lib.prompts import generate
@@ -47,3 +50,104 @@ def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke
         assert torch.allclose(merged(torch.arange(3, 30)[None]).logits, kept["logits"], atol=1e-3)
     assert not torch.equal(merged.model.layers[0].mlp.up_proj.weight, original)
     assert [f.name for f in tmp_path.iterdir()] == ["finetuned"]
+
+
+# --- what is refused, and what another run has left ---
+
+
+@pytest.fixture
+def few():
+    return generate("positive", 8, "train", 0) + generate("negative", 8, "train", 0)
+
+
+@pytest.fixture
+def run(folder, smoke, few, tmp_path):
+    """Finetunes the tiny model under changed settings; returns the folder and the curves."""
+
+    def work(name="finetuned", **changes):
+        settings = smoke.finetune.model_copy(update={"epochs": 2, **changes})
+        hf, tokenizer = models.load_hf(folder, "float32")
+        return tmp_path / name, finetune.finetune(hf, tokenizer, few, few[:4] + few[-4:], settings, tmp_path / name)
+
+    return work
+
+
+def weights(folder):
+    return dict(models.load_hf(folder, "float32")[0].named_parameters())
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_a_tied_embedding_is_refused_before_work(folder, smoke, target):
+    settings = smoke.finetune.model_copy(update={"targets": ["q_proj", target]})
+    with pytest.raises(ValueError, match=rf"finetune.targets: {target} is tied .* leave it out"):
+        finetune.with_lora(models.load_hf(folder, "float32")[0], settings)
+    profile = smoke.model_copy(update={
+        "model": smoke.model.model_copy(update={"source": str(folder)}), "finetune": settings,
+    })  # fmt: skip
+    with pytest.raises(ValueError, match=rf"finetune.targets: {target} is tied"):
+        finetune.check(profile)
+
+
+def test_the_shared_profile_with_a_tied_target_is_refused(folder, smoke, shared):
+    asked = tomllib.loads((shared.parent / "cases/lora_targets_embed_tokens.toml").read_text())
+    with pytest.raises(ValueError, match="embed_tokens is tied"):
+        finetune.with_lora(models.load_hf(folder, "float32")[0], smoke.finetune.model_copy(update=asked))
+
+
+def test_an_unknown_target_is_refused_and_the_known_ones_are_named(folder, smoke):
+    settings = smoke.finetune.model_copy(update={"targets": ["q_proj", "c_attn"]})
+    with pytest.raises(ValueError, match=r"finetune.targets: c_attn is no module of .*; it has down_proj, gate_proj, k_proj"):
+        finetune.with_lora(models.load_hf(folder, "float32")[0], settings)
+
+
+def test_training_that_comes_apart_saves_nothing(run, tmp_path):
+    with pytest.raises(ValueError, match=r"finetuning came apart at step \d+ \(.*loss is (nan|inf)\); lower finetune.lr"):
+        run(lr=1e6)
+    assert not (tmp_path / "finetuned").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_passed_over_and_said_so(run, monkeypatch):
+    def stopped(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.arrays, "finite", stopped)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(lr=5e-3)  # trained to its last epoch, not yet saved
+    with pytest.warns(UserWarning, match="of another run .*; begun anew"):
+        there, curves = run(lr=1e-6)
+    fresh, wanted = run("fresh", lr=1e-6)
+    assert curves.equals(wanted)
+    assert all(torch.equal(a, weights(fresh)[name]) for name, a in weights(there).items())
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_newest_whole_one(tmp_path):
+    for step in (2, 4, 6):
+        (tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+    for step in (2, 4):
+        (tmp_path / f"run/checkpoint-{step}" / finetune.Whole.MARK).touch()
+    (tmp_path / "run/of").write_text("this")
+    assert finetune.last_whole(tmp_path / "run", "this") == str(tmp_path / "run/checkpoint-4")
+    assert not (tmp_path / "run/checkpoint-6").exists()
+    with pytest.warns(UserWarning, match="of another run"):
+        assert finetune.last_whole(tmp_path / "run", "that") is None
+
+
+def test_what_is_done_is_not_done_again(run, monkeypatch):
+    _, curves = run()
+    monkeypatch.setattr(finetune.Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert run()[1].equals(curves)
+
+
+def test_a_model_that_is_not_the_trained_one_is_not_saved(run, monkeypatch, tmp_path):
+    merge = LoraModel.merge_and_unload
+
+    def wrong(self):
+        merged = merge(self)
+        merged.model.layers[0].mlp.up_proj.weight.data += 0.05
+        return merged
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
+    with pytest.raises(ValueError, match="what would be saved is not the model that was trained"):
+        run()
+    assert not (tmp_path / "finetuned").exists()
