@@ -65,6 +65,18 @@ def test_nothing_is_done_twice_and_a_lost_chapter_alone_is_made_again(book):
     planned = make("--dry-run", "all").stdout
     assert planned.count("-m lib.run") == 1 and f"notebooks/{CHAPTERS[-1]}.ipynb" in planned
     assert make("all").stdout.count("done in") == 1
+    text = (PATHS.build / f"{CHAPTERS[-1]}.ipynb").read_text()
+    tables = len(list(PATHS.results.glob("seeds*.csv")))
+    assert tables and "what it is made from has not changed since" in text, "its tables are read, and no seed is trained again"
+
+
+def test_a_table_that_is_deleted_by_hand_is_missed(book):
+    table = PATHS.results / "lens.csv"
+    text = table.read_text()
+    table.unlink()
+    planned = make("--dry-run", "all").stdout
+    assert planned.count("-m lib.run") == 1 and "notebooks/09_tool_or_template.ipynb" in planned
+    assert make("all").returncode == 0 and table.read_text() == text
 
 
 def test_a_changed_input_makes_its_chapters_again(book):
@@ -127,11 +139,13 @@ def test_nothing_in_a_page_runs_and_no_page_asks_for_anything(book, chromium):
 def test_redrawing_computes_nothing(book):
     chapter = "06_exp2b_dose"
     before = {f: f.stat().st_mtime_ns for f in PATHS.data.rglob("*") if f.is_file()}
-    figure = PATHS.figures / "exp2b_mean_ce.csv"
+    figure, built = PATHS.figures / "exp2b_mean_ce.csv", (PATHS.build / f"{chapter}.ipynb").stat().st_mtime_ns
     numbers = figure.read_text()
     figure.unlink()
     result = subprocess.run(
         [ROOT / ".venv/bin/python", "-m", "lib.run", f"notebooks/{chapter}.ipynb", "--profile", PROFILE, "--redraw"], cwd=ROOT
     )
     assert result.returncode == 0 and figure.read_text() == numbers
+    assert built == (PATHS.build / f"{chapter}.ipynb").stat().st_mtime_ns, "make's own target is left as it is"
+    assert (PATHS.build / f"trials/{chapter}.ipynb").exists()
     assert before == {f: f.stat().st_mtime_ns for f in PATHS.data.rglob("*") if f.is_file()}

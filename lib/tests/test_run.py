@@ -20,7 +20,14 @@ def test_an_unknown_parameter_is_one_line():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["-p", "profil", "1"], "unknown parameter 'profil'"), (["--profile", "nanno"], "nanno: no such profile; use one of")],
+    [
+        (["-p", "profil", "1"], "unknown parameter 'profil'"),
+        (["--profile", "nanno"], "nanno: no such profile; use one of"),
+        (["-p", "redraw", "no"], "parameter 'redraw' is False there, so not 'no'; give one of its kind"),
+        (["-p", "redraw", "1"], "parameter 'redraw' is False there, so not 1"),
+        (["-p", "n_prompts", "many"], "parameter 'n_prompts' is 200 there, so not 'many'"),
+        (["-p", "profile", "other"], "-p profile: a chapter's profile decides where it writes; use --profile"),
+    ],
 )
 def test_the_command_refuses_before_work_starts(arguments, message):
     result = subprocess.run([sys.executable, "-m", "lib.run", str(CHAPTERS[0]), *arguments], capture_output=True, text=True)
