@@ -310,7 +310,7 @@ def read_jsonl(path: Path | str) -> list[Prompt]:
     prompts = []
     for place, row in read_rows(path, ("input", "target", "label")):
         if row["label"] not in SUBSETS:
-            raise ValueError(f"{place}: label {row['label']!r} is unknown; use one of {', '.join(SUBSETS)}")
+            raise ValueError(f"{place}: label {row['label']!r:.40} is unknown; use one of {', '.join(SUBSETS)}")
         if not isinstance(template := row.get("template", ""), str):
             raise ValueError(f"{place}: field 'template' is not text; name what wrote the prompt, or leave it out")
         prompts.append(Prompt(row["input"], row["target"], row["label"], template))

@@ -356,17 +356,17 @@ def _one_line(error: ValidationError) -> str:
     """Every problem of a profile: the key, what is wrong, the value found."""
     problems = []
     for problem in error.errors():
-        key = ".".join(map(str, problem["loc"]))
+        key = f"{'.'.join(map(str, problem['loc'])):.80}"
         if problem["type"] == "extra_forbidden":
             known = _fields_at(problem["loc"][:-1])
             problems.append(f"unknown key {key!r}; known there: {', '.join(known)}")
         elif problem["type"] == "missing":
             problems.append(f"key {key!r} is missing; add it")
         elif problem["type"] == "value_error":
-            problems.append(str(problem["ctx"]["error"]))
+            problems.append(f"{problem['ctx']['error']!s:.300}")
         else:
-            problems.append(f"{key}: {problem['msg']}, not {problem['input']!r}")
-    return "; ".join(problems)
+            problems.append(f"{key}: {problem['msg']:.300}, not {problem['input']!r:.80}")
+    return "; ".join(problems[:9])
 
 
 def _fields_at(location: tuple) -> list[str]:

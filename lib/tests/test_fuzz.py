@@ -72,7 +72,7 @@ def one_line(work, *names) -> None:
             work()
         except (ValueError, OSError) as error:
             said = str(error)
-            assert "\n" not in said and len(said) < 1500, said
+            assert "\n" not in said and len(said) < 3000, said
             assert any(str(name) in said for name in names), said
 
 
