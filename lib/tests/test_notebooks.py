@@ -123,13 +123,14 @@ def test_figures_are_pages_numbers_and_pictures(book):
 
 def test_nothing_in_a_page_runs_and_no_page_asks_for_anything(book, chromium):
     """What comes from files, models and paths is text in every page and figure."""
-    tab, asked = chromium.new_page(), []
+    tab, asked = chromium.new_page(viewport={"width": 390, "height": 800}), []
     tab.on("request", lambda request: asked.append(request.url))
     pages = [*PATHS.build.glob("*.html"), *PATHS.figures.glob("*.html")]
     assert len(pages) > len(CHAPTERS) + 15
     for page in pages:
         tab.goto(page.as_uri())
         assert tab.evaluate("typeof self.owned") == "undefined", page
+        assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{page} is wider than a phone"
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
     for chapter in ("00_model_organism", "01_prompts", "06_exp2b_dose"):
         tab.goto((PATHS.build / f"{chapter}.html").as_uri())
