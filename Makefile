@@ -20,7 +20,7 @@ PYTHON := .venv/bin/python
 CHAPTERS := $(patsubst notebooks/%.ipynb,$(BUILD)/%.ipynb,$(sort $(wildcard notebooks/*.ipynb)))
 RUN = @$(PYTHON) -m lib.run
 
-# idle threads spin only briefly; chapters side by side (-j) would stall one another
+# idle threads spin only briefly; chapters side by side (-j) would stall one another, and beside other work lib.run lets none spin
 export GOMP_SPINCOUNT = $(if $(findstring -j,$(MAKEFLAGS)),1000,10000)
 # glibc keeps freed memory, in large pages, instead of asking the system for zeroed pages at each large tensor
 export MALLOC_MMAP_MAX_ = 0

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -93,3 +94,11 @@ def test_an_answer_that_a_chapter_computes_stands_at_its_top():
     notebook = nbformat.v4.new_notebook(cells=[top, cell])
     answered(notebook)
     assert notebook.cells[0].source == page.format("It is 42.")
+
+
+def test_threads_spin_only_where_the_cores_are_free(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
+    run.gently(0.1)
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    run.gently(1.0)
+    assert os.environ["GOMP_SPINCOUNT"] == "0"
