@@ -158,3 +158,8 @@ def test_the_log_probability_of_a_call_is_that_of_transformers(smoke, tiny, plai
         with torch.no_grad():
             expected = plain(ids).logits[0, -1].log_softmax(-1)[call].item()
         assert found.call_log_prob[i] == pytest.approx(expected, abs=1e-4)
+
+
+def test_logits_that_are_not_finite_are_told_with_the_layers_replaced(tiny, smoke, prompts, pair):
+    with pytest.raises(ValueError, match=r"logits are not finite \(with \[1\] layers replaced\)"):
+        evaluation.teacher_forced(smoke, tiny, prompts, [evaluation.RAW, {1: replace(pair, alpha=float("nan"))}])

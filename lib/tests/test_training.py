@@ -143,3 +143,15 @@ def test_gradients_are_those_of_autograd(widths, skip):
         assert found.keys() == dict(stack.named_parameters()).keys()
         for name, parameter in stack.named_parameters():
             assert torch.allclose(found[name], parameter.grad, atol=1e-12), name
+
+
+def test_activations_that_are_not_finite_are_named_by_their_layer(tiny):
+    weight = tiny.hf.model.layers[1].mlp.down_proj.weight
+    kept, asked = weight[0, 0].item(), batches(tiny.tokenizer, generate("positive", 2, "test", 0), 2)
+    try:
+        weight.data[0, 0] = torch.inf
+        with pytest.raises(ValueError, match="layer 1: the model's activations are not finite there; choose another model.dtype"):
+            activations.collect(tiny, [0, 1], asked)
+        assert activations.collect(tiny, [0], asked).y.isfinite().all()
+    finally:
+        weight.data[0, 0] = kept
