@@ -150,7 +150,9 @@ def test_activations_that_are_not_finite_are_named_by_their_layer(tiny):
     kept, asked = weight[0, 0].item(), batches(tiny.tokenizer, generate("positive", 2, "test", 0), 2)
     try:
         weight.data[0, 0] = torch.inf
-        with pytest.raises(ValueError, match=r"layer 1: the model's activations are not finite there; choose another model\.dtype"):
+        with pytest.raises(
+            ValueError, match=r"layer 1: the model's activations are not finite there; choose another model\.dtype"
+        ):
             activations.collect(tiny, [0, 1], asked)
         assert activations.collect(tiny, [0], asked).y.isfinite().all()
     finally:
