@@ -99,7 +99,7 @@ $(BUILD)/08_controls.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/09_tool_or_template.ipynb: $(BUILD)/03_delta_transcoders.ipynb
 $(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_exp2b_dose 07_how_measurement_misleads 08_controls,$(BUILD)/$(n).ipynb)
 
-LONG := notebooks real_profiles planted plan deltas# what takes long is begun first
+LONG := notebooks real_profiles killed planted plan deltas# what takes long is begun first
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(PYTHON) -m pytest -q -n auto --dist loadfile --ignore lib/tests/test_cluster.py --ignore lib/tests/test_lab.py $(LONG:%=lib/tests/test_%.py) lib/tests

@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 
 from lib import deltas, hub, models, profiles
 from lib.paths import ROOT
@@ -213,14 +214,22 @@ def test_a_profile_with_a_wrong_layer_or_model_is_told_before_work(cache):
         models.check(other)
 
 
-def test_tags_that_a_tokenizer_takes_for_special_tokens_are_told_before_work(smoke, folder, tmp_path):
+def test_tags_that_a_tokenizer_loses_are_told_before_work(smoke, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     tokenizer = models.load_tokenizer(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": [smoke.tool.open]})
+    tokenizer.backend_tokenizer.normalizer = Replace("_call>", ">")
     tokenizer.save_pretrained(tmp_path / "model")
     profile = smoke.model_copy(update={"model": smoke.model.model_copy(update={"source": str(tmp_path / "model")})})
-    with pytest.raises(ValueError, match=r"reads the call <tool_call>calculator\(1\+1\)</tool_call> back as calculator"):
+    with pytest.raises(ValueError, match=r"reads the call <tool_call>calculator\(1\+1\)</tool_call> back as <tool>calculator"):
         models.check(profile)
+
+
+def test_tags_that_a_tokenizer_has_as_special_tokens_are_text_all_the_same(smoke, folder, tmp_path):
+    tokenizer, call = models.load_tokenizer(folder), smoke.tool.call("1+1")
+    tokenizer.add_special_tokens({"additional_special_tokens": [smoke.tool.open]})
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = models.load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer(call).input_ids, skip_special_tokens=True) == call
 
 
 @pytest.mark.parametrize(
