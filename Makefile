@@ -40,7 +40,7 @@ endif
 .PRECIOUS: $(BUILD)/needs/%
 
 all: $(CHAPTERS)
-	@$(PYTHON) -m lib.plots
+	@$(PYTHON) -m lib.book.plots
 	@echo "The book: $(BUILD)/*.html. Figures: figures/$(NAME)/. Tables: data/$(NAME)/results/."
 
 # A .venv is made anew where its interpreter is gone or has become another, as after an upgrade of the system.
@@ -58,14 +58,14 @@ endif
 
 # `make all ENGINE=ray`, with RAY_ADDRESS for a cluster that runs already: see lib/compute.py
 WORKERS := $(if $(filter ray,$(ENGINE)),.venv/ray)
-.venv/ray: requirements-ray.txt .venv/installed
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+.venv/ray: .venv/installed
+	.venv/bin/pip install --quiet --disable-pip-version-check $$(sed -n 's/^# \(ray==[0-9.]*\).*/\1/p' requirements.txt)
 	touch $@
 
 # The organism comes with the project, or is made here where it does not.
 $(BUILD)/base: | .venv/installed
 	@mkdir -p $(BUILD)
-	@$(PYTHON) -m lib.nano.base --profile $(PROFILE)
+	@$(PYTHON) -m lib.nano.make --profile $(PROFILE)
 	@touch $@
 
 # What a chapter is made from besides the chapters before it stands in a file that changes when that does (lib/needs.py):
@@ -88,16 +88,9 @@ $(BUILD)/needs/%: | $(BUILD)/needs.made ;
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/base $(WORKERS)
 	$(RUN) $< --profile $(PROFILE)
 
-# which chapter works on the results of which
-$(BUILD)/02_finetune_lora.ipynb: $(BUILD)/01_prompts.ipynb
-$(BUILD)/03_delta_transcoders.ipynb: $(BUILD)/02_finetune_lora.ipynb
-$(BUILD)/04_exp1_reconstruction.ipynb: $(BUILD)/03_delta_transcoders.ipynb
-$(BUILD)/05_exp2a_layers.ipynb: $(BUILD)/03_delta_transcoders.ipynb
-$(BUILD)/06_exp2b_dose.ipynb: $(BUILD)/03_delta_transcoders.ipynb
-$(BUILD)/07_how_measurement_misleads.ipynb: $(BUILD)/03_delta_transcoders.ipynb
-$(BUILD)/08_controls.ipynb: $(BUILD)/03_delta_transcoders.ipynb
-$(BUILD)/09_tool_or_template.ipynb: $(BUILD)/03_delta_transcoders.ipynb
-$(BUILD)/10_claims.ipynb: $(foreach n,04_exp1_reconstruction 05_exp2a_layers 06_exp2b_dose 07_how_measurement_misleads 08_controls,$(BUILD)/$(n).ipynb)
+# Which chapter works on the results of which stands in its own metadata, as `"after": "01_prompts 02_finetune_lora"`.
+after = $(shell sed -n 's/^  *"after": "\([0-9a-z_ ]*\)".*/\1/p' '$(1)')
+$(foreach n,$(wildcard notebooks/[0-9]*.ipynb),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call after,$(n)))))
 
 LONG := notebooks real_profiles killed planted plan deltas# what takes long is begun first
 test: export OMP_NUM_THREADS = 1
@@ -131,7 +124,7 @@ figures: .venv/installed
 	  $(PYTHON) -m lib.run $$chapter --profile $(PROFILE) --redraw || exit 1; done
 
 base: .venv/installed
-	$(PYTHON) -m lib.nano.base --profile $(PROFILE) --again
+	$(PYTHON) -m lib.nano.make --profile $(PROFILE) --again
 
 # the other trainers are there (sae-lens) or installed now; without a network the bench goes on and says which one it lacks
 bench: $(BUILD)/03_delta_transcoders.ipynb

@@ -14,8 +14,8 @@ import uuid
 from pathlib import Path
 
 from lib import profiles
-from lib.fingerprint import code, fingerprint, state, versions
-from lib.paths import NOTEBOOKS, ROOT, replacing
+from lib.book.fingerprint import code, fingerprint, state, versions
+from lib.book.paths import NOTEBOOKS, ROOT, replacing
 
 
 def needs(source: str) -> None:

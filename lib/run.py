@@ -25,9 +25,10 @@ import psutil
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from lib import pages, profiles
-from lib.paths import ROOT, alone, replacing
-from lib.profiles import Profile
+from lib import profiles
+from lib.book import pages
+from lib.book.paths import ROOT, alone, replacing
+from lib.profiles.tables import Profile
 
 KERNEL = "delta-transcoders"
 PACKAGES = ("torch", "transformers", "transformer-lens", "peft", "plotly")

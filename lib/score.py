@@ -2,7 +2,7 @@
 
 Each line of the file holds `input`, `target` and `generation`. Rates come with their 95% Wilson
 interval as `<name>_low` and `<name>_high`; `math_correct_rate` is over the `math_correct_n` targets
-that are calls, and null if none is. Calls are the calculator's, or of the profile's grammar (`lib.tool`).
+that are calls, and null if none is. Calls are the calculator's, or of the profile's grammar (`lib.texts.tool`).
 """
 
 import argparse
@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from lib import profiles
-from lib.metrics import TOOL_RATES, outcomes, rates
-from lib.prompts import read_rows
-from lib.tool import CALCULATOR, Tool
+from lib.studies.tool.scores import TOOL_RATES, outcomes, rates
+from lib.texts.jsonl import read_rows
+from lib.texts.tool import CALCULATOR, Tool
 
 
 def score(path: Path, tool: Tool = CALCULATOR) -> dict[str, float | int | None]:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import ipywidgets as w
 
-from lib.encoding import question
-from lib.generation import generate
-from lib.hooks import replaced
-from lib.models import LanguageModel
-from lib.transcoders import BaseDelta
+from lib.dictionary.dictionaries import BaseDelta
+from lib.model.encoding import question
+from lib.model.generation import generate
+from lib.model.hooks import replaced
+from lib.model.models import LanguageModel
 
 
 class Dial(w.VBox):

@@ -15,16 +15,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib import models, prompts, stats
-from lib.encoding import Encoded, question
-from lib.generation import generate
-from lib.models import LanguageModel
-from lib.nano import corpus, kinds, lists, vehicles
+from lib.book import stats
+from lib.book.paths import replacing
+from lib.book.results import with_intervals
+from lib.measure.quality import losses, transcoder_quality
+from lib.model import models
+from lib.model.encoding import Encoded, question
+from lib.model.generation import generate
+from lib.model.models import LanguageModel
 from lib.nano.pretrain import corpus_tokens
-from lib.paths import replacing
-from lib.profiles import Organism, Profile
-from lib.quality import losses, transcoder_quality
-from lib.results import with_intervals
+from lib.profiles.tables import Organism, Profile
+from lib.texts import corpus, kinds, lists, prompts, vehicles
 
 CARD = "organism.json"
 

@@ -18,13 +18,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tqdm.auto import tqdm
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from lib import arrays, precision
-from lib.encoding import Encoded
-from lib.fingerprint import code, fingerprint
-from lib.models import LanguageModel
-from lib.nano.corpus import documents
-from lib.profiles import Organism, OrganismModel
-from lib.training import Checkpoint
+from lib.book import arrays
+from lib.book.fingerprint import code, fingerprint
+from lib.dictionary.training import Checkpoint
+from lib.model import precision
+from lib.model.encoding import Encoded
+from lib.model.models import LanguageModel
+from lib.profiles.tables import Organism, OrganismModel
+from lib.texts.corpus import documents
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 CHECKPOINT_EVERY = 500  # steps

@@ -10,8 +10,8 @@ import warnings
 
 import nbformat
 
-from lib import plots
-from lib.paths import NOTEBOOKS
+from lib.book import plots
+from lib.book.paths import NOTEBOOKS
 
 SMALL = {"n_prompts": 4, "n_seeds": 2, "steps_through": 4}
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import models, profiles
+from lib import profiles
+from lib.book.paths import ROOT
+from lib.model import models
 from lib.nano.pretrain import build_model, train_tokenizer
-from lib.paths import ROOT
+from lib.profiles import tables
 
 SHARED = Path(os.environ.get("SHARED", ROOT.parent / "shared"))
 
@@ -23,7 +25,7 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke() -> profiles.Profile:
+def smoke() -> tables.Profile:
     return profiles.load("smoke")
 
 

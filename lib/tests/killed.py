@@ -16,12 +16,17 @@ from pathlib import Path
 
 import torch
 
-from lib import deltas, encoding, finetune, models, paths, profiles, prompts
-from lib.fingerprint import fingerprint
-from lib.nano import base
+from lib import profiles
+from lib.book import paths
+from lib.book.fingerprint import fingerprint
+from lib.dictionary import deltas
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.layouts import save_npz
+from lib.model import encoding, finetune, models
+from lib.nano import make
 from lib.nano import pretrain as pretraining
 from lib.nano.pretrain import build_model, train_tokenizer
-from lib.transcoders import Transcoder, save_npz
+from lib.texts import prompts
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 SMOKE = profiles.load("smoke")
@@ -56,7 +61,7 @@ def do_base(place: Path, made: Path) -> None:
         "model": SMOKE.model.model_copy(update={"source": str(place / "model")}),
         "transcoders": SMOKE.transcoders.model_copy(update={"source": str(place / "transcoders")}),
     })  # fmt: skip
-    base.make(profile)
+    make.make(profile)
 
 
 JOBS = {"finetune": do_finetune, "deltas": do_deltas, "base": do_base}

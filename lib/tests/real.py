@@ -33,10 +33,11 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from lib.nano.corpus import documents
-from lib.sentences import NOUN, PLURAL
-from lib.tool import CALCULATOR
-from lib.transcoders import Transcoder, save_npz
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.layouts import save_npz
+from lib.texts.corpus import documents
+from lib.texts.sentences import NOUN, PLURAL
+from lib.texts.tool import CALCULATOR
 
 D_MODEL, VOCABULARY = 32, 640
 

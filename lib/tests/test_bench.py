@@ -8,11 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import activations, as_published, bench, deltas, encoding, experiments, paths, prompts, trainers
-from lib.training import train
-from lib.transcoders import Transcoder, save_npz
+from lib.bench import as_published, report, timing, trainers, workplace
+from lib.book import paths
+from lib.dictionary import bases, deltas
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.layouts import save_npz
+from lib.dictionary.training import train
+from lib.model import activations, encoding
+from lib.studies.tool import experiments, splits
+from lib.texts import jsonl
 
-AMOUNT = bench.Amount(
+AMOUNT = workplace.Amount(
     runs=2, capture=6, exp1=3, exp2=3, cut=10, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
 )
 
@@ -26,8 +32,8 @@ def work(tmp_path_factory, folder, smoke, tiny):
         transcoders = smoke.transcoders.model_copy(update={"source": str(root / "transcoders")})
         profile = smoke.model_copy(update={"transcoders": transcoders})
         shutil.copytree(folder, profile.paths.finetuned)
-        for split, asked in prompts.splits(profile.prompts).items():
-            prompts.write_jsonl(asked, profile.paths.prompts / f"{split}.jsonl")
+        for split, asked in splits.splits(profile.prompts).items():
+            jsonl.write_jsonl(asked, profile.paths.prompts / f"{split}.jsonl")
         for layer in (0, 1):
             for l0 in (4, 9):
                 base = Transcoder.initialised((), 32, 64, layer + l0, threshold=4.0 / l0)
@@ -36,7 +42,7 @@ def work(tmp_path_factory, folder, smoke, tiny):
                 for percentile in profile.transcoders.percentiles:
                     delta = Transcoder.initialised((), 32, d_new, d_new + layer, threshold=0.5)
                     save_npz(delta, deltas.delta_file(profile, tiny, layer, d_new, percentile))
-        yield bench.Workplace(profile, AMOUNT)
+        yield workplace.Workplace(profile, AMOUNT)
 
 
 def test_one_line_at_a_time_captures_what_one_stream_does(work):
@@ -50,7 +56,7 @@ def test_one_line_at_a_time_captures_what_one_stream_does(work):
 def test_a_delta_alone_with_its_base_recomputed_learns_what_the_stack_learns(work):
     """From the same beginning on the same batches: the same parameters and validation loss."""
     held, kept = work.captured(work.model, "train"), work.captured(work.model, "validation")
-    base, _ = deltas.load_base(work.profile, work.model, 1, 1.0)
+    base, _ = bases.load_base(work.profile, work.model, 1, 1.0)
     settings = work.profile.deltas.training.model_copy(update={"batch": 64, "steps": 60, "check_every": 10, "l1": 0.05})
     stack = Transcoder.initialised((2,), 32, 6, 0, settings.threshold)
     start = Transcoder.stacked([stack[1]])[0]
@@ -98,7 +104,7 @@ def test_exp2_writes_the_same_one_prompt_at_a_time(work, tmp_path):
 
 
 def _texts(file):
-    return [(place, (row["generation"],)) for place, row in prompts.read_rows(file, ("generation",))]
+    return [(place, (row["generation"],)) for place, row in jsonl.read_rows(file, ("generation",))]
 
 
 def test_hooks_are_gone_afterwards(work):
@@ -112,10 +118,10 @@ def test_hooks_are_gone_afterwards(work):
 
 def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(bench.plots, "save_figure", lambda fig, path, numbers, alt: drawn.append((path.name, len(numbers))))
+    monkeypatch.setattr(report.plots, "save_figure", lambda fig, path, numbers, alt: drawn.append((path.name, len(numbers))))
     amount = replace(AMOUNT, exp1=2, exp2=2)
-    table = bench.bench(work.profile, amount)
-    assert list(table.columns[:9]) == bench.COLUMNS and not table.duplicated(bench.COLUMNS[:3]).any()
+    table = report.bench(work.profile, amount)
+    assert list(table.columns[:9]) == timing.COLUMNS and not table.duplicated(timing.COLUMNS[:3]).any()
     assert {"capture", "training", "exp1", "exp2", "step", "many"} == set(table.task)
     assert (table[["ours_seconds", "other_seconds", "ratio"]] > 0).all().all() and (table.n == AMOUNT.runs).all()
     same, theirs = (row for _, row in table[table.task == "training"].iterrows())
@@ -130,26 +136,26 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
     left = table[table.task != "step"]
     left.to_csv(file, index=False)  # as if it had been interrupted
     ran = []
-    monkeypatch.setattr(bench, "run", lambda job, runs: ran.append(job.task) or {"ratio": 1.0})
-    bench.bench(work.profile, amount)
+    monkeypatch.setattr(report, "run", lambda job, runs: ran.append(job.task) or {"ratio": 1.0})
+    report.bench(work.profile, amount)
     assert set(ran) == {"step"} and len(ran) == (table.task == "step").sum()
     ran.clear()
-    bench.bench(work.profile, amount, only=["capture"], again=True)
+    report.bench(work.profile, amount, only=["capture"], again=True)
     assert ran == ["capture"] and len(pd.read_csv(file)) == len(table)
-    monkeypatch.setattr(bench, "code", lambda profile: "changed")
+    monkeypatch.setattr(report, "code", lambda profile: "changed")
     ran.clear()
-    bench.bench(work.profile, amount, only=["exp1"])
+    report.bench(work.profile, amount, only=["exp1"])
     assert ran == ["exp1"]
     with pytest.raises(ValueError, match="--only nothing: no such task; there are capture"):
-        bench.bench(work.profile, amount, only=["nothing"])
+        report.bench(work.profile, amount, only=["nothing"])
 
 
 def test_without_sparsify_it_says_so_and_goes_on(work, monkeypatch, capsys):
     monkeypatch.setattr(trainers.importlib.util, "find_spec", lambda name: None)
-    assert not any("sparsify" in job.other for job in bench.jobs(work))
-    monkeypatch.setattr(bench, "kept", lambda *_: pd.DataFrame())
-    monkeypatch.setattr(bench, "figure", lambda *_: None)
-    bench.bench(work.profile, AMOUNT)
+    assert not any("sparsify" in job.other for job in report.jobs(work))
+    monkeypatch.setattr(report, "kept", lambda *_: pd.DataFrame())
+    monkeypatch.setattr(report, "figure", lambda *_: None)
+    report.bench(work.profile, AMOUNT)
     assert f"pip install {trainers.SPARSIFY}" in capsys.readouterr().out
 
 
@@ -166,12 +172,12 @@ def test_every_trainer_takes_all_its_steps(work):
 
 def test_the_interval_is_the_smallest_and_the_largest_of_six():
     seconds = iter([1.0, 2.0, 1.0, 5.0, 1.0, 3.0, 1.0, 4.0, 1.0, 7.0, 1.0, 6.0])
-    side = lambda: bench.Run(next(seconds))
-    row = bench.alternate(side, side, 6)
+    side = lambda: timing.Run(next(seconds))
+    row = timing.alternate(side, side, 6)
     assert (row["ratio_low"], row["ratio"], row["ratio_high"]) == (2, 4.5, 7) and row["ours_seconds"] == 1
 
 
 def test_the_exponent_of_a_known_law():
-    row = bench.grown(2, lambda n: 3.0 * n**1.5, 16, 2)
+    row = report.grown(2, lambda n: 3.0 * n**1.5, 16, 2)
     assert row["exponent"] == pytest.approx(1.5) and (row["smallest"], row["largest"], row["n"]) == (2, 32, 10)
     assert row["exponent_low"] <= 1.5 + 1e-9 and row["exponent_high"] >= 1.5 - 1e-9

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.calculator import MAX_DEPTH, is_expression, value_of
+from lib.texts.calculator import MAX_DEPTH, is_expression, value_of
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import shutil
 import pytest
 import torch
 
-from lib import imports, models, profiles
-from lib.generation import generate
+from lib import profiles
+from lib.book.paths import Paths
+from lib.dictionary import bases
+from lib.model import models
+from lib.model.generation import generate
 from lib.score import score
 from lib.tests.test_generation import TEXTS, by_argmax
 from lib.tests.test_imports import saved_by_sae_lens, settings
@@ -41,7 +44,7 @@ def test_greedy_is_argmax(cases, folder, plain, tmp_path, name):
 def test_metadata_of_another_hook_point_is_refused(cases, tiny, tmp_path):
     said = dict(pair.split() for pair in (cases / "sae_lens_metadata.txt").read_text().strip().split(", "))
     saved_by_sae_lens(tmp_path / "one", said=said)
-    [load] = imports.on_offer(settings(tmp_path), 1, tiny).values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny).values()
     with pytest.raises(ValueError, match=said["hook_name"]):
         load()
 
@@ -53,7 +56,7 @@ def test_odd_names_of_sources_are_names(cases, tmp_path):
     text = (profiles.FOLDER / "smoke.toml").read_text()
     profile = tmp_path / "case-names.toml"
     profile.write_text(text.replace('"data/smoke/model"', json.dumps(str(tmp_path / place))))
-    build = profiles.Paths("case-names").build
+    build = Paths("case-names").build
     build.mkdir(parents=True, exist_ok=True)
     (build / "base").touch()
     found = [make("-n", "all", f"PROFILE={profile}") for _ in range(2)]

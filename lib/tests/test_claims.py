@@ -5,12 +5,12 @@ import itertools
 import pandas as pd
 import pytest
 
-from lib import claims
+from lib.studies.tool import claims, findings, rules
 
 LAYERS = range(6)
 
 
-def tables(holds: bool) -> claims.Tables:
+def tables(holds: bool) -> findings.Tables:
     """Experiments in which every published claim is true, or none is."""
     exp1 = [
         {
@@ -68,9 +68,9 @@ def test_every_rule_holds_on_the_tables_that_it_describes(claim):
 
 
 def test_the_published_tables_are_those_that_were_published(shared):
-    for file in (claims.PUBLISHED / claims.STUDY).glob("*.csv"):
+    for file in (claims.PUBLISHED / findings.STUDY).glob("*.csv"):
         assert file.read_bytes() == (shared / "published" / file.name).read_bytes()
-    assert len(list((claims.PUBLISHED / claims.STUDY).glob("*.csv"))) == 4
+    assert len(list((claims.PUBLISHED / findings.STUDY).glob("*.csv"))) == 4
 
 
 def test_verdicts():
@@ -95,7 +95,7 @@ def test_a_mistake_in_a_rule_is_not_taken_for_a_missing_table():
         claims.ledger(broken, tables(True))
 
 
-def at_the_ceiling() -> claims.Tables:
+def at_the_ceiling() -> findings.Tables:
     """Single layers lose nothing without their delta."""
     found = tables(True)
     tool = found["exp2a"].subset != "copy"
@@ -157,15 +157,15 @@ def test_the_figures_quoted_are_those_of_the_published_tables():
     mean = a.groupby(["subset", "condition"])[["mean_ce", "tool_call_rate"]].mean()
     rises = [f"{mean.mean_ce[s, 'raw']:.2f} to {mean.mean_ce[s, 'no_delta']:.2f}" for s in ("tool", "copy", "tool_ood")]
     assert quoted["D5"] == f"answer CE {', '.join(rises)}"
-    calls = {c: claims.by_layer(t, "tool", c) for c in ("raw", "no_delta", "full")}
+    calls = {c: rules.by_layer(t, "tool", c) for c in ("raw", "no_delta", "full")}
     raw, base = (calls[c][calls[c].index >= 12].mean() for c in ("raw", "no_delta"))
     assert f"{raw:.2f} to {base:.2f}, mean of the last five of 8 layers" in quoted["D6"]
     ood = (mean.tool_call_rate["tool_ood", condition] for condition in ("full", "no_delta", "raw"))
     assert quoted["D10"] == "calls {:.2f}, between {:.2f} and {:.2f}".format(*ood)
-    first, last = claims.last_part(calls["full"])
+    first, last = rules.last_part(calls["full"])
     assert len(last) == 3 and f"{first.mean():.2f} at the first five" in quoted["D8"]
     assert f"{last.mean():.2f} at the last three of 8 layers, {first.mean():.2f} before" in quoted["D9"]
-    assert f"{claims.by_layer(t, 'copy', 'no_delta')[0]:.2f} of copy prompts" in quoted["D7"]
+    assert f"{rules.by_layer(t, 'copy', 'no_delta')[0]:.2f} of copy prompts" in quoted["D7"]
     dose = b.dropna(subset="alpha").groupby(["subset", "alpha"]).tool_call_rate.mean()
     spans = [f"{dose[s, 0]:.2f} to {dose[s, 1]:.2f} on" for s in ("tool", "tool_ood")]
     assert all(span in quoted["D12"] for span in spans) and f"{dose['copy'].max():.2f}" in quoted["D13"]

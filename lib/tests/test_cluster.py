@@ -9,8 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lib import compute, deltas, encoding, experiments, profiles, prompts, seeds
-from lib.transcoders import load_npz
+from lib import profiles
+from lib.book import compute
+from lib.dictionary import deltas
+from lib.dictionary.layouts import load_npz
+from lib.model import encoding, finetuned
+from lib.studies.tool import experiments, seeds
+from lib.texts import jsonl
 
 ray = pytest.importorskip("ray", reason="ray is installed only when asked for: make cluster-test")
 
@@ -56,10 +61,10 @@ def both(workers, monkeypatch):
 
 
 def test_experiments_give_the_same_tables(both, profile):
-    asked = prompts.by_subset(prompts.read_jsonl(profile.paths.prompts / "test.jsonl"), 8)
+    asked = jsonl.by_subset(jsonl.read_jsonl(profile.paths.prompts / "test.jsonl"), 8)
     for found in (
-        both(lambda: compute.by_layer(experiments.exp1, profile, prompts=asked["tool"])),
-        both(lambda: compute.by_layer(experiments.exp2_by_layer, profile, prompts=asked, doses=experiments.AT_ENDS)),
+        both(lambda: finetuned.by_layer(experiments.exp1, profile, prompts=asked["tool"])),
+        both(lambda: finetuned.by_layer(experiments.exp2_by_layer, profile, prompts=asked, doses=experiments.AT_ENDS)),
     ):
         here, there = (table.sort_values([*table.columns[:4]], ignore_index=True) for table in found)
         assert here.layer.nunique() > 1
@@ -67,13 +72,13 @@ def test_experiments_give_the_same_tables(both, profile):
 
 
 def test_deltas_learn_the_same(both, profile):
-    tokenizer = compute.finetuned(profile).tokenizer
-    splits = [prompts.read_jsonl(profile.paths.prompts / f"{split}.jsonl") for split in ("train", "validation")]
+    tokenizer = finetuned.finetuned(profile).tokenizer
+    splits = [jsonl.read_jsonl(profile.paths.prompts / f"{split}.jsonl") for split in ("train", "validation")]
     train_on, validate_on = (encoding.batches(tokenizer, split, 8) for split in splits)
 
     def learn():
         shutil.rmtree(profile.paths.deltas)
-        curves = compute.by_layer(deltas.train_deltas, profile, train_on=train_on, validate_on=validate_on)
+        curves = finetuned.by_layer(deltas.train_deltas, profile, train_on=train_on, validate_on=validate_on)
         files = sorted(profile.paths.deltas.rglob("*.npz"))
         return curves, {f: load_npz(f).W_dec for f in files}
 

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from lib import compute
+from lib.book import compute
 
 
 def test_here_jobs_are_done_in_order(monkeypatch):

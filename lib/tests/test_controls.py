@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import activations, controls, leftover, models
-from lib.encoding import encode
-from lib.prompts import generate
-from lib.sites import DenseMLP
-from lib.transcoders import Transcoder
+from lib.dictionary import dictionaries
+from lib.dictionary.dictionaries import Transcoder
+from lib.model import activations, models
+from lib.model.encoding import encode
+from lib.model.sites import DenseMLP
+from lib.studies.tool import controls, ingredients, leftover
+from lib.texts.prompts import generate
 
 LAYERS = [0, 1]
 
@@ -35,7 +37,7 @@ def material(tiny, plain, other, smoke):
         return activations.collect(model, LAYERS, [encode(model.tokenizer, asked)])
 
     settings = smoke.deltas.training.model_copy(update={"steps": 60, "batch": 256, "lr": 3e-3})
-    return controls.Material(
+    return ingredients.Material(
         layers=LAYERS,
         bases={layer: Transcoder.initialised((), 32, 48, layer, 0.5).requires_grad_(False) for layer in LAYERS},
         train=held(finetuned, 12, "train"), validation=held(finetuned, 4, "validation"),
@@ -91,7 +93,7 @@ def test_a_linear_map_has_its_rank_and_is_the_best_of_it(material, built):
         values, vectors = torch.linalg.svd(extra.weight + noise)[1:]
         u = torch.linalg.svd(extra.weight + noise)[0]
         near = (u[:, :rank] * values[:rank]) @ vectors[:rank]
-        assert (controls.Affine(near, extra.bias)(x) - target).square().sum() > best
+        assert (dictionaries.Affine(near, extra.bias)(x) - target).square().sum() > best
 
 
 def test_frozen_halves_did_not_move_and_the_others_did(material, built):
@@ -129,7 +131,7 @@ def active(material, control):
     shares = []
     for n, i in enumerate(LAYERS):
         x, extra = material.validation.x[n], control.mlps[i]
-        f = extra.extra[:2](x) if isinstance(extra, controls.Sum) else extra.delta.encode(x)
+        f = extra.extra[:2](x) if isinstance(extra, dictionaries.Sum) else extra.delta.encode(x)
         shares.append((f != 0).float().mean().item())
     return sum(shares) / len(shares)
 

@@ -1,4 +1,4 @@
-"""How often each interval of `lib.stats` holds the truth, at the sizes it is used with: 95% within the simulation's error.
+"""How often each interval of `lib.book.stats` holds the truth, at the sizes it is used with: 95% within the simulation's error.
 
 Truths are known because the values are drawn here: templates first, then prompts of each.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lib import stats
+from lib.book import stats
 
 DRAWS = 1500
 RNG = np.random.default_rng(0)

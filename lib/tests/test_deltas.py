@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import activations, deltas, precision
-from lib.encoding import batches
-from lib.paths import Paths
-from lib.prompts import generate
-from lib.training import Checkpoint
-from lib.transcoders import Transcoder, load_npz, save_npz
+from lib.book.paths import Paths
+from lib.dictionary import bases, deltas
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.layouts import load_npz, save_npz
+from lib.dictionary.training import Checkpoint
+from lib.model import activations, precision
+from lib.model.encoding import batches
+from lib.texts.prompts import generate
 
 LAYERS = [0, 1]
 
@@ -70,7 +72,7 @@ def test_what_a_base_leaves_by_hand(tiny, profile, encoded):
     assert torch.equal(x[..., everything, :][:, 0], held.x)
     for i, layer in enumerate(LAYERS):
         for j, percentile in enumerate((0.0, 1.0)):
-            base, _ = deltas.load_base(profile, tiny, layer, percentile)
+            base, _ = bases.load_base(profile, tiny, layer, percentile)
             for token in (0, 57):
                 y_hat = base(held.x[i, token][None])[0]
                 assert torch.allclose(target[..., token : token + 1, :][i, j, 0], held.y[i, token] - y_hat, atol=1e-5)
@@ -216,7 +218,8 @@ def test_rows_are_the_tensor(tmp_path, folder, dtype):
 GROWS = """
 import resource, sys, torch
 from pathlib import Path
-from lib import activations, deltas
+from lib.dictionary import deltas
+from lib.model import activations
 from lib.profiles import load
 n, folder = int(sys.argv[1]), Path(sys.argv[2])
 part = torch.randn(4, 1, 1000, 32), torch.randn(4, 3, 1000, 32)

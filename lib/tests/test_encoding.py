@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
-from lib import models
-from lib.encoding import bos_id, encode, question, tokens
-from lib.prompts import Prompt, generate
+from lib.model import models
+from lib.model.encoding import bos_id, encode, question, tokens
 from lib.tests import real
+from lib.texts.prompts import Prompt, generate
 
 PROMPTS = [p for label in ("positive", "negative", "tool_ood") for p in generate(label, 30, "test", 0)]
 KINDS = list(real.TOKENIZERS)

@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from lib import evaluation, metrics, models, profiles, stats
-from lib.deltas import load_base
-from lib.encoding import encode, question, tokens
-from lib.hooks import replaced
-from lib.prompts import generate
-from lib.tool import CALCULATOR
-from lib.transcoders import BaseDelta, Transcoder
+from lib import profiles
+from lib.book import stats
+from lib.dictionary.bases import load_base
+from lib.dictionary.dictionaries import BaseDelta, Transcoder
+from lib.measure import evaluation
+from lib.model import models
+from lib.model.encoding import encode, question, tokens
+from lib.model.hooks import replaced
+from lib.profiles import tables
+from lib.studies.tool import scores
+from lib.texts.prompts import generate
+from lib.texts.tool import CALCULATOR
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +49,8 @@ def test_cross_entropy_of_the_answer_one_by_one(tiny, plain, smoke, prompts):
 
 @torch.no_grad()
 def test_activations_are_means_over_features_without_bos(tiny, smoke, prompts, pair):
-    from lib import activations
-    from lib.encoding import encode
+    from lib.model import activations
+    from lib.model.encoding import encode
 
     [forced] = evaluation.teacher_forced(smoke, tiny, prompts, [{1: pair}])
     held = activations.collect(tiny, [1], [encode(tiny.tokenizer, prompts)])
@@ -96,7 +101,7 @@ def test_kl_and_logit_difference_one_by_one(tiny, plain, smoke, prompts, pair):
 
 @torch.no_grad()
 def test_the_published_format_has_neither_bos_nor_newline(tiny, plain, smoke, prompts):
-    published = smoke.model_copy(update={"protocol": profiles.Protocol(ce_format="published")})
+    published = smoke.model_copy(update={"protocol": tables.Protocol(ce_format="published")})
     [forced] = evaluation.teacher_forced(published, tiny, prompts)
     for row, p in zip(forced.itertuples(), prompts, strict=True):
         q, a = (tiny.tokenizer(text, add_special_tokens=False).input_ids for text in (p.input, p.target))
@@ -125,8 +130,8 @@ def test_an_exact_answer_is_what_would_be_generated():
 
 
 def test_a_row_has_published_columns_intervals_and_n(tiny, smoke, prompts, pair):
-    [found] = evaluation.measure(smoke, tiny, prompts, [{0: pair}])
-    row = evaluation.summary(found)
+    [found] = scores.measure(smoke, tiny, prompts, [{0: pair}])
+    row = scores.summary(found)
     published = "mean_ce tool_call_rate valid_tool_format_rate math_correct_rate mean_abs_base_acts mean_abs_delta_acts".split()
     assert set(published) | {f"{c}_{end}" for c in published for end in ("low", "high")} <= set(row)
     assert row["n_examples"] == len(found.generation) == 5 and row["n_tokens"] == sum(
@@ -140,9 +145,9 @@ def test_intervals_are_over_templates(smoke, tiny):
     prompts = [replace(p, template=f"template {i % 4}") for i, p in enumerate(generate("positive", 16, "test", 0))]
     [found] = evaluation.teacher_forced(smoke, tiny, prompts)
     assert found.template.tolist() == [p.template for p in prompts]
-    found[[*metrics.OUTCOMES]] = False
+    found[[*scores.OUTCOMES]] = False
     found["tool_call_rate"] = found.template.isin(["template 0", "template 1", "template 2"])
-    row = evaluation.summary(found)
+    row = scores.summary(found)
     assert (row["n_examples"], row["n_clusters"]) == (16, 4)
     expected = stats.rate(found.tool_call_rate, found.template)
     assert (row["tool_call_rate_low"], row["tool_call_rate_high"]) == (expected.low, expected.high)

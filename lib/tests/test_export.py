@@ -14,12 +14,15 @@ import yaml
 from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file
 
-from lib import deltas, export, imports, models, profiles
-from lib.hooks import replaced
-from lib.sites import ARCHITECTURES
+from lib import export, profiles
+from lib.dictionary import bases, deltas, elsewhere, release
+from lib.dictionary.dictionaries import PARAMETERS, BaseDelta, Transcoder
+from lib.dictionary.layouts import load_npz, save_npz
+from lib.model import models
+from lib.model.hooks import replaced
+from lib.model.sites import ARCHITECTURES
 from lib.tests import real
 from lib.tests.test_imports import one_line, random
-from lib.transcoders import PARAMETERS, BaseDelta, Transcoder, load_npz, save_npz
 
 ALPHA, D_NEW, PERCENTILE = 0.5, 4, 1.0
 PLACE = "layer_1/d_new_4_percentile_1/"
@@ -33,7 +36,7 @@ def home(tmp_path_factory, folder):
     text = text.replace('"data/smoke/model"', f'"{folder}"').replace('"data/smoke/transcoders"', f'"{root}/scope"')
     (root / "mine.toml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lib.paths.ROOT", root)
+        patch.setattr("lib.book.paths.ROOT", root)
         profile = profiles.load(str(root / "mine.toml"))
         shutil.copytree(folder, profile.paths.finetuned)
         rows = []
@@ -96,7 +99,7 @@ def test_attached_by_sae_lens_the_model_is_as_with_our_hooks(job, architecture, 
     place = real.save(architecture, tmp_path / "model")
     model = models.bridged(*models.load_hf(place, "float32"), "gemma-scope")
     pair = BaseDelta(random(model.d_model), random(model.d_model, D_NEW, 1), ALPHA)
-    found = export.Delta(1, lambda: pair, 16.0, *model.site.at(1))
+    found = release.Delta(1, lambda: pair, 16.0, *model.site.at(1))
     export.export(replace(job, model=model, deltas=[found]), "sae-lens", tmp_path / "out")
     theirs = SAE.load_from_disk(tmp_path / "out" / PLACE / "base_plus_delta_alpha_0.5")
     hf, tokenizer = models.load_hf(place, "float32")
@@ -113,7 +116,7 @@ def test_gemma_scopes_layout_is_a_base_again(job, pair, x, tmp_path):
     """L0 is the base's 16 and the delta's 2.5, from the table; the arrays are Gemma Scope's."""
     export.export(job, "gemma-scope", tmp_path / "out")
     settings = job.profile.transcoders.model_copy(update={"source": str(tmp_path / "out"), "width": "68"})
-    offer = imports.on_offer(settings, 1)
+    offer = bases.on_offer(settings, 1)
     assert list(offer) == [18.5] and (offer[18.5]()(x) - pair(x)).abs().max() <= 1e-5
     alone = tmp_path / "out/layer_1/width_4/average_l0_2.5/params.npz"
     assert (load_npz(alone)(x) - pair.delta(x)).abs().max() <= 1e-5
@@ -156,7 +159,7 @@ def test_circuit_tracer_reads_every_layer(job, pair, x, tmp_path):
     assert (features(x) - torch.cat(pair.encode(x), -1)).abs().max() <= 1e-5
     assert (whole(x) - pair(x)).abs().max() <= 1e-5
     settings = job.profile.transcoders.model_copy(update={"source": str(tmp_path / "out"), "layout": "circuit-tracer"})
-    [again] = imports.on_offer(settings, 1).values()
+    [again] = bases.on_offer(settings, 1).values()
     assert (again()(x) - pair(x)).abs().max() <= 1e-5
 
 
@@ -175,7 +178,7 @@ def test_an_affine_skip_goes_along_or_is_refused(job, x, tmp_path):
     right = pair(x)
     assert (right - pair.decode(*pair.encode(x), 0 * x)).abs().max() > 1
     export.export(job, "hub", tmp_path / "hub")
-    assert export.SKIP in (tmp_path / "hub/README.md").read_text()
+    assert release.SKIP in (tmp_path / "hub/README.md").read_text()
     theirs = SAE.load_from_disk(tmp_path / "hub" / PLACE / "base_plus_delta_alpha_0.5")
     assert theirs.cfg.architecture() == "jumprelu_skip_transcoder" and (theirs(x) - right).abs().max() <= 1e-5
     export.export(job, "circuit-tracer", tmp_path / "circuit-tracer")
@@ -202,7 +205,7 @@ def test_circuit_tracer_is_not_given_what_it_refuses(home, job, tmp_path):
         export.export(one, "circuit-tracer", tmp_path / "out")
     one_line(error, "every layer from 0 to 1, not [1]")
     narrow = replace(job.deltas[0], load=lambda: BaseDelta(random(32, 48), random(32, D_NEW)))
-    uneven = export.Job(job.profile, job.model, D_NEW, PERCENTILE, [narrow, job.deltas[1]])
+    uneven = release.Job(job.profile, job.model, D_NEW, PERCENTILE, [narrow, job.deltas[1]])
     with pytest.raises(ValueError) as error:
         export.export(uneven, "circuit-tracer", tmp_path / "out")
     one_line(error, "equal widths in all layers, not [52, 68]")
@@ -216,7 +219,7 @@ def test_the_card_says_what_was_measured_and_what_it_says_can_be_run(job, x, tmp
     assert front["library_name"] == "saelens" and "transcoder" in front["tags"]
     assert "| 0.300 [0.200, 0.400] | 0.200 [0.100, 0.300] | 0.900 [0.800, 1.000] |" in text
     assert text.count("Not measured.") == 2 and "None" not in text and "nan" not in text
-    assert export.SKIP not in text
+    assert release.SKIP not in text
     for expected in (
         "`blocks.0.ln2.hook_normalized`",
         "average L0 by layer: 16, 16",
@@ -241,10 +244,10 @@ def test_what_is_exported_is_taken_in_again(job, pair, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source, revision in ((str(tmp_path / "out"), None), ("someone/deltas", None), ("someone/deltas", "0" * 40)):
-        found = imports.load_delta(source, 1, D_NEW, PERCENTILE, pair.base, revision)
+        found = elsewhere.load_delta(source, 1, D_NEW, PERCENTILE, pair.base, revision)
         assert all(torch.equal(getattr(found, name), getattr(pair.delta, name)) for name in PARAMETERS)
     with pytest.raises(ValueError, match=f"at revision {'1' * 40} is not in the cache"):
-        imports.load_delta("someone/deltas", 1, D_NEW, PERCENTILE, pair.base, "1" * 40)
+        elsewhere.load_delta("someone/deltas", 1, D_NEW, PERCENTILE, pair.base, "1" * 40)
 
 
 def run(monkeypatch, *arguments):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import files, profiles
-from lib.prompts import read_rows
-from lib.transcoders import LAYOUTS, PARAMETERS, Transcoder, load_npz, read, save_npz
+from lib import profiles
+from lib.book import files
+from lib.dictionary.dictionaries import PARAMETERS, Transcoder
+from lib.dictionary.layouts import LAYOUTS, load_npz, read, save_npz
+from lib.texts.jsonl import read_rows
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
 

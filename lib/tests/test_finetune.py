@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import LoraModel
 
-from lib import finetune, models
-from lib.prompts import generate
+from lib.model import adapters, finetune, models
+from lib.texts.prompts import generate
 
 
 def test_what_is_learned(tiny):
@@ -24,7 +24,7 @@ def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke
     original = hf.model.layers[0].mlp.up_proj.weight.detach().clone()
     train = generate("positive", 16, "train", 0) + generate("negative", 16, "train", 0)
     kept = {}
-    merge = finetune.get_peft_model
+    merge = adapters.get_peft_model
 
     def remembered(*args, **kwargs):
         kept["model"] = merge(*args, **kwargs)
@@ -39,7 +39,7 @@ def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke
         kept["model"].merge_and_unload = measured
         return kept["model"]
 
-    monkeypatch.setattr(finetune, "get_peft_model", remembered)
+    monkeypatch.setattr(adapters, "get_peft_model", remembered)
     settings = smoke.finetune.model_copy(update={"epochs": 3, "precision": precision})
     monkeypatch.setitem(finetune.SAME, torch.float32, 1e-5)
     curves = finetune.finetune(hf, tokenizer, train, train[:4] + train[-4:], settings, tmp_path / "finetuned")
@@ -80,24 +80,24 @@ def weights(folder):
 def test_an_adapter_on_a_tied_embedding_is_refused_before_work(folder, smoke, target):
     settings = smoke.finetune.model_copy(update={"targets": ["q_proj", target]})
     with pytest.raises(ValueError, match=rf"finetune.targets: {target} is tied .* leave it out"):
-        finetune.with_lora(models.load_hf(folder, "float32")[0], settings)
+        adapters.with_lora(models.load_hf(folder, "float32")[0], settings)
     profile = smoke.model_copy(update={
         "model": smoke.model.model_copy(update={"source": str(folder)}), "finetune": settings,
     })  # fmt: skip
     with pytest.raises(ValueError, match=rf"finetune.targets: {target} is tied"):
-        finetune.check(profile)
+        adapters.check(profile)
 
 
 def test_the_shared_profile_with_a_tied_target_is_refused(folder, smoke, shared):
     asked = tomllib.loads((shared.parent / "cases/lora_targets_embed_tokens.toml").read_text())
     with pytest.raises(ValueError, match="embed_tokens is tied"):
-        finetune.with_lora(models.load_hf(folder, "float32")[0], smoke.finetune.model_copy(update=asked))
+        adapters.with_lora(models.load_hf(folder, "float32")[0], smoke.finetune.model_copy(update=asked))
 
 
 def test_an_unknown_target_is_refused_and_the_known_ones_are_named(folder, smoke):
     settings = smoke.finetune.model_copy(update={"targets": ["q_proj", "c_attn"]})
     with pytest.raises(ValueError, match=r"finetune.targets: c_attn is no module of .*; it has down_proj, gate_proj, k_proj"):
-        finetune.with_lora(models.load_hf(folder, "float32")[0], settings)
+        adapters.with_lora(models.load_hf(folder, "float32")[0], settings)
 
 
 def test_training_that_comes_apart_saves_nothing(run, tmp_path):

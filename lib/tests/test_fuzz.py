@@ -17,10 +17,14 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
-from lib import finetune, imports, models, profiles, prompts
+from lib import profiles
+from lib.dictionary import elsewhere, sae_lens
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.layouts import LAYOUTS, read
+from lib.model import adapters, models
 from lib.score import score
 from lib.tests.test_imports import saved_by_sae_lens
-from lib.transcoders import LAYOUTS, Transcoder, read
+from lib.texts import jsonl, prompts
 
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ", "25")), deadline=None, database=None,
@@ -95,7 +99,7 @@ def test_score(place, said):
     file = place / "log.jsonl"
     file.write_bytes(said)
     one_line(lambda: score(file), file)
-    one_line(lambda: prompts.read_jsonl(file), file)
+    one_line(lambda: jsonl.read_jsonl(file), file)
 
 
 @fuzzed
@@ -139,11 +143,11 @@ def hf(folder):
 READS = {  # kind: its files, and what reads a folder of them
     "npz": (["params.npz"], lambda at, one, _: read(at / "params.npz", LAYOUTS["gemma-scope"], 32)),
     "safetensors": (["params.safetensors"], lambda at, one, _: read(at / "params.safetensors", LAYOUTS["gemma-scope"], 32)),
-    "checkpoint": (["best_model.pt"], lambda at, one, _: imports._checkpoint(at / "best_model.pt", one)),
-    "sae-lens": (["cfg.json", "sae_weights.safetensors"], lambda at, one, _: imports.load_sae_lens(at, 32)),
+    "checkpoint": (["best_model.pt"], lambda at, one, _: elsewhere._checkpoint(at / "best_model.pt", one)),
+    "sae-lens": (["cfg.json", "sae_weights.safetensors"], lambda at, one, _: sae_lens.load_sae_lens(at, 32)),
     "adapter": (
         ["adapter_config.json", "adapter_model.safetensors"],
-        lambda at, one, hf: finetune.brought(copy.deepcopy(hf[0]), hf[1], str(at)),
+        lambda at, one, hf: adapters.brought(copy.deepcopy(hf[0]), hf[1], str(at)),
     ),
     "model": (
         ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"],

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from lib import models
-from lib.encoding import question
-from lib.generation import generate
+from lib.model import models
+from lib.model.encoding import question
+from lib.model.generation import generate
 
 TEXTS = [question(text) for text in ("What is 1 + 2?", "Room 4", "a", "The 12 boats are red and the 30 cars are not.")]
 

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from lib import activations, models
-from lib.controls import Sum
-from lib.encoding import encode
-from lib.experiments import Once
-from lib.generation import generate
-from lib.hooks import capture, logits_under, replaced
-from lib.prompts import generate as generate_prompts
+from lib.dictionary.dictionaries import Once, Sum
+from lib.model import activations, models
+from lib.model.encoding import encode
+from lib.model.generation import generate
+from lib.model.hooks import capture, logits_under, replaced
+from lib.texts.prompts import generate as generate_prompts
 
 TEXTS = ["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp for 40 guests.\n", "7\n"]
 

@@ -14,10 +14,16 @@ import pytest
 import torch
 from tokenizers.normalizers import Replace
 
-from lib import deltas, hub, models, profiles
-from lib.paths import ROOT
+from lib import profiles
+from lib.book import hub
+from lib.book.paths import ROOT
+from lib.dictionary import bases
+from lib.dictionary.bases import choose
+from lib.dictionary.layouts import levels
+from lib.model import models
+from lib.nano import make
+from lib.profiles import tables
 from lib.tests import real
-from lib.transcoders import choose, levels
 
 OPEN, GATED = "owner/scope", "owner/gated"
 
@@ -97,11 +103,12 @@ def ask(content, tmp_path):
 
 
 LEVELS = f"""
-from lib import profiles, transcoders
-s = profiles.Transcoders(source="{OPEN}", width="16k", percentiles=[0.5])
-found = transcoders.levels(s, 1)
-l0 = transcoders.choose(list(found), 0.5)
-print(list(found), l0, transcoders.load_level(s, found[l0], {real.D_MODEL}).d_sae)
+from lib.dictionary import bases, layouts
+from lib.profiles.tables import Transcoders
+s = Transcoders(source="{OPEN}", width="16k", percentiles=[0.5])
+found = layouts.levels(s, 1)
+l0 = bases.choose(list(found), 0.5)
+print(list(found), l0, layouts.load_level(s, found[l0], {real.D_MODEL}).d_sae)
 """
 
 
@@ -153,7 +160,7 @@ def test_make_says_that_the_licence_is_missing_before_anything_else(ask, tmp_pat
         text = text.replace(f'"{name}"', f'"{source}"')
     file = tmp_path / "mine.toml"
     file.write_text(re.sub(r"(?m)^revision = .*$", "", text))
-    said = ask(f"import sys; sys.argv[1:] = ['--profile', '{file}']; from lib.nano.base import main; main()").strip()
+    said = ask(f"import sys; sys.argv[1:] = ['--profile', '{file}']; from lib.nano.make import main; main()").strip()
     assert said.startswith(f"{GATED}: accept its licence at") and "\n" not in said
     assert not [path for path in ask.asked if path.endswith((".safetensors", ".npz"))]
 
@@ -167,7 +174,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_cache_of_an_older_client_has_no_list_and_what_is_there_counts(cache):
     real.repository(cache, OPEN, real.gemma_scope)
-    settings = profiles.Transcoders(source=OPEN, revision="main", width="16k", percentiles=[0.5])
+    settings = tables.Transcoders(source=OPEN, revision="main", width="16k", percentiles=[0.5])
     assert [choose(list(levels(settings, 0)), q) for q in (0.25, 0.5, 0.75)] == [13, 25, 49]
     assert levels(settings, 0) == levels(settings.model_copy(update={"revision": real.COMMIT}), 0)
 
@@ -184,8 +191,8 @@ def test_sae_lens_reads_the_same_from_the_qwen_repository(cache):
     from sae_lens import Transcoder, TranscoderConfig
     from sae_lens.loading.pretrained_sae_loaders import mwhanna_transcoder_huggingface_loader
 
-    from lib.sites import site_for
-    from lib.transcoders import load_level
+    from lib.dictionary.layouts import load_level
+    from lib.model.sites import site_for
 
     p = profiles.load("qwen3-0.6b").transcoders
     real.repository(cache, p.source, real.circuit_tracer, p.revision)
@@ -205,13 +212,13 @@ def test_a_profile_with_a_wrong_layer_or_model_is_told_before_work(cache):
     real.repository(cache, p.model.source, functools.partial(real.save, "qwen3"), p.model.revision)
     real.repository(cache, p.transcoders.source, real.circuit_tracer, p.transcoders.revision)
     with pytest.raises(ValueError, match=r"transcoders\.layers has 5, but Qwen/Qwen3-0\.6B has layers 0 to 1"):
-        models.check(p)
+        make.check(p)
     studied = p.transcoders.model_copy(update={"layers": [1]})
-    some = p.model_copy(update={"transcoders": studied, "controls": profiles.Controls()})
-    models.check(some)
+    some = p.model_copy(update={"transcoders": studied, "controls": tables.Controls()})
+    make.check(some)
     other = some.model_copy(update={"transcoders": some.transcoders.model_copy(update={"layout": "gemma-scope"})})
     with pytest.raises(ValueError, match="no file of layer 1 like layer_1/width_"):
-        models.check(other)
+        make.check(other)
 
 
 def test_tags_that_a_tokenizer_loses_are_told_before_work(smoke, folder, tmp_path):
@@ -221,7 +228,7 @@ def test_tags_that_a_tokenizer_loses_are_told_before_work(smoke, folder, tmp_pat
     tokenizer.save_pretrained(tmp_path / "model")
     profile = smoke.model_copy(update={"model": smoke.model.model_copy(update={"source": str(tmp_path / "model")})})
     with pytest.raises(ValueError, match=r"reads the call <tool_call>calculator\(1\+1\)</tool_call> back as <tool>calculator"):
-        models.check(profile)
+        make.check(profile)
 
 
 def test_tags_that_a_tokenizer_has_as_special_tokens_are_text_all_the_same(smoke, folder, tmp_path):
@@ -253,18 +260,18 @@ def test_a_folder_serves_as_the_cache_does(name, kind, release, cache, tmp_path)
         update={
             "model": p.model.model_copy(update={"revision": None, "source": str(tmp_path / "model")}),
             "transcoders": p.transcoders.model_copy(update=at),
-            "controls": profiles.Controls(),
+            "controls": tables.Controls(),
         }
     )
     all_layers = p.transcoders.model_copy(update={"layers": None})
-    p = p.model_copy(update={"transcoders": all_layers, "controls": profiles.Controls()})
+    p = p.model_copy(update={"transcoders": all_layers, "controls": tables.Controls()})
     ids, found = torch.tensor([[5, 6, 7]]), []
     for profile in (p, here):
-        models.check(profile)
+        make.check(profile)
         model = models.load(profile)
-        bases = [deltas.load_base(profile, model, 1, q) for q in profile.transcoders.percentiles]
+        loaded = [bases.load_base(profile, model, 1, q) for q in profile.transcoders.percentiles]
         x = torch.randn(9, model.d_model, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            found.append((model.hf(ids).logits, torch.stack([base(x) for base, _ in bases]), str([l0 for _, l0 in bases])))
+            found.append((model.hf(ids).logits, torch.stack([base(x) for base, _ in loaded]), str([l0 for _, l0 in loaded])))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]
-    assert all((base.W_skip is not None) == (kind == "gemma3_text") for base, _ in bases)
+    assert all((base.W_skip is not None) == (kind == "gemma3_text") for base, _ in loaded)

@@ -11,9 +11,15 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
 
-from lib import activations, deltas, encoding, experiments, finetune, imports, metrics, models, profiles
-from lib.prompts import generate
-from lib.transcoders import PARAMETERS, Transcoder, choose, load_npz, save_npz
+from lib.dictionary import bases, deltas, elsewhere, sae_lens
+from lib.dictionary.bases import choose
+from lib.dictionary.dictionaries import PARAMETERS, Transcoder
+from lib.dictionary.layouts import load_npz, save_npz
+from lib.measure import metrics
+from lib.model import activations, adapters, encoding, finetune, models
+from lib.profiles import tables
+from lib.studies.tool import experiments
+from lib.texts.prompts import generate
 
 PUBLISHED = "train_1/layer_{layer}_dnew_{d_new}_pctl_{percentile:.2f}/best_model.pt"
 
@@ -51,7 +57,7 @@ def saved_by_sae_lens(folder, architecture="jumprelu_transcoder", hook="blocks.1
 
 
 def settings(source, **more):
-    return profiles.Transcoders(source=str(source), width="64", percentiles=[0.5], **more)
+    return tables.Transcoders(source=str(source), width="64", percentiles=[0.5], **more)
 
 
 @torch.no_grad()
@@ -59,12 +65,12 @@ def settings(source, **more):
 def test_a_folder_of_sae_lens_is_a_base(tmp_path, tiny, architecture):
     theirs = saved_by_sae_lens(tmp_path / "one", architecture)
     saved_by_sae_lens(tmp_path / "other", architecture, "blocks.11.ln2.hook_normalized")
-    [load] = imports.on_offer(settings(tmp_path), 1, tiny).values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny).values()
     ours, x = load(), torch.randn(50, 32)
     assert (ours.encode(x) - theirs.encode(x)).abs().max() <= 1e-5
     assert (ours(x) - theirs(x)).abs().max() <= 1e-5 and ours(x).abs().max() > 1
     with pytest.raises(ValueError) as error:
-        imports.on_offer(settings(tmp_path), 2)
+        bases.on_offer(settings(tmp_path), 2)
     one_line(error, str(tmp_path), "blocks.2;")
 
 
@@ -80,7 +86,7 @@ def test_a_folder_of_sae_lens_is_a_base(tmp_path, tiny, architecture):
 )
 def test_a_transcoder_trained_elsewhere_is_refused(tmp_path, tiny, said, word):
     saved_by_sae_lens(tmp_path / "one", said=said)
-    [load] = imports.on_offer(settings(tmp_path), 1, tiny).values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny).values()
     with pytest.raises(ValueError) as error:
         load()
     one_line(error, str(tmp_path), word)
@@ -88,10 +94,10 @@ def test_a_transcoder_trained_elsewhere_is_refused(tmp_path, tiny, said, word):
 
 def test_where_only_the_models_name_differs_a_warning_says_so(tmp_path, tiny):
     saved_by_sae_lens(tmp_path / "one", said={"model_name": "google/gemma-2-2b"})
-    [load] = imports.on_offer(settings(tmp_path), 1, tiny, "mine/other").values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, "mine/other").values()
     with pytest.warns(UserWarning, match=r"gemma-2-2b.*mine/other"):
         load()
-    [load] = imports.on_offer(settings(tmp_path), 1, tiny, "mine/gemma-2-2b").values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, "mine/gemma-2-2b").values()
     with warnings.catch_warnings(action="error", category=UserWarning):
         load()
 
@@ -99,10 +105,10 @@ def test_where_only_the_models_name_differs_a_warning_says_so(tmp_path, tiny):
 def test_levels_of_sae_lens_folders_are_told_by_their_l0(tmp_path):
     for l0 in ("12", "40.5"):
         saved_by_sae_lens(tmp_path / f"layer_1/average_l0_{l0}")
-    assert list(imports.on_offer(settings(tmp_path), 1)) == [12.0, 40.5]
+    assert list(bases.on_offer(settings(tmp_path), 1)) == [12.0, 40.5]
     saved_by_sae_lens(tmp_path / "again/average_l0_12")
     with pytest.raises(ValueError) as error:
-        imports.on_offer(settings(tmp_path), 1)
+        bases.on_offer(settings(tmp_path), 1)
     one_line(error, "average_l0_12", "keep one")
 
 
@@ -116,18 +122,18 @@ def test_levels_of_sae_lens_folders_are_told_by_their_l0(tmp_path):
 def test_what_would_be_computed_otherwise_is_refused(tmp_path, architecture, options, message):
     saved_by_sae_lens(tmp_path, architecture, **options)
     with pytest.raises(ValueError) as error:
-        imports.load_sae_lens(tmp_path)
+        sae_lens.load_sae_lens(tmp_path)
     one_line(error, str(tmp_path), message)
 
 
 def test_a_damaged_folder_and_another_models_are_named(tmp_path):
     saved_by_sae_lens(tmp_path)
     with pytest.raises(ValueError, match=r"W_enc is \(32, 24\), not \(48, 24\)"):
-        imports.load_sae_lens(tmp_path, 48)
+        sae_lens.load_sae_lens(tmp_path, 48)
     file = tmp_path / "sae_weights.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError) as error:
-        imports.load_sae_lens(tmp_path)
+        sae_lens.load_sae_lens(tmp_path)
     one_line(error, str(tmp_path), "download it again")
 
 
@@ -135,8 +141,8 @@ def test_a_release_of_sae_lens_is_found_by_its_name():
     """The ids that sae-lens registers, of the layer and width, without those that have a skip where both are there."""
 
     def ids(release, layer, width):
-        source = profiles.Transcoders(source=release, width=width, percentiles=[0.5])
-        return {l0: load.args[1] for l0, load in imports.on_offer(source, layer).items()}
+        source = tables.Transcoders(source=release, width=width, percentiles=[0.5])
+        return {l0: load.args[1] for l0, load in bases.on_offer(source, layer).items()}
 
     assert ids("gemma-scope-2b-pt-transcoders", 1, "16k") == {65: "layer_1/width_16k/average_l0_65"}
     assert ids("gemma-scope-2-270m-pt-transcoders-all", 1, "16k") == {
@@ -148,7 +154,7 @@ def test_a_release_of_sae_lens_is_found_by_its_name():
             ids(release, layer, "16k")
         one_line(error, release, message)
     with pytest.raises(ValueError, match="leave out transcoders"):
-        imports.on_offer(settings("gemma-scope-2b-pt-transcoders", revision="abc"), 1)
+        bases.on_offer(settings("gemma-scope-2b-pt-transcoders", revision="abc"), 1)
 
 
 @torch.no_grad()
@@ -167,7 +173,7 @@ def test_a_release_is_loaded_from_the_hubs_cache(tmp_path, monkeypatch):
     save_file(weights, snapshot / "layer_1.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    [load] = imports.on_offer(settings("mwhanna-qwen3-0.6b-transcoders-lowl0"), 1).values()
+    [load] = bases.on_offer(settings("mwhanna-qwen3-0.6b-transcoders-lowl0"), 1).values()
     x = torch.randn(20, 32)
     assert torch.allclose(load()(x), (x @ t.W_enc + t.b_enc).relu() @ t.W_dec + t.b_dec, atol=1e-4)
 
@@ -202,7 +208,7 @@ class Published(nn.Module):
 @pytest.fixture
 def study(tmp_path, monkeypatch, smoke, folder):
     """A profile with bases, and checkpoints in the published layout for each layer, d_new and percentile."""
-    monkeypatch.setattr("lib.paths.ROOT", tmp_path)
+    monkeypatch.setattr("lib.book.paths.ROOT", tmp_path)
     whole = {}
     for layer in range(2):
         for i, l0 in enumerate((4, 8, 16)):
@@ -262,20 +268,20 @@ def test_what_the_study_fused_holds_the_same_delta(study, tmp_path):
     file.parent.mkdir(parents=True)
     np.savez(file, **{name: array.detach().numpy() for name, array in arrays.items()})
     x = torch.randn(30, 32)
-    bases = [load_npz(tmp_path / f"scope/layer_1/width_64/average_l0_{l0}/params.npz") for l0 in (16, 4)]
+    both = [load_npz(tmp_path / f"scope/layer_1/width_64/average_l0_{l0}/params.npz") for l0 in (16, 4)]
     for source in (tmp_path / "fused_delta_4_pctl_1", tmp_path / "train_1"):
-        found = imports.load_delta(str(source), 1, 4, 1.0, bases[0])
+        found = elsewhere.load_delta(str(source), 1, 4, 1.0, both[0])
         with torch.no_grad():
             assert torch.allclose(found(x), delta(x), atol=1e-5)
         with pytest.raises(ValueError) as error:
-            imports.load_delta(str(source), 1, 4, 1.0, bases[1])
+            elsewhere.load_delta(str(source), 1, 4, 1.0, bases[1])
         one_line(error, str(source), "another base")
 
 
 def test_deltas_of_another_profile_are_taken_as_they_are(tmp_path):
     delta = random(d_sae=4)
     save_npz(delta, tmp_path / "layer_0/d_new_4_percentile_0.5/params.npz")
-    found = imports.load_delta(str(tmp_path), 0, 4, 0.5, random())
+    found = elsewhere.load_delta(str(tmp_path), 0, 4, 0.5, random())
     assert all(torch.equal(getattr(found, name), getattr(delta, name)) for name in PARAMETERS)
 
 
@@ -293,7 +299,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     for write in (lambda: torch.save(state, place), lambda: place.write_bytes(pickle.dumps(state))):
         write()
         with pytest.raises(ValueError) as error:
-            imports.load_delta(str(tmp_path / "deltas"), 0, 4, 0.5, random())
+            elsewhere.load_delta(str(tmp_path / "deltas"), 0, 4, 0.5, random())
         one_line(error, str(place), "refused", "could run code")
         assert not ran.exists()
     torch.save(state, place)
@@ -308,7 +314,7 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path):
 
     def refused(*words):
         with pytest.raises(ValueError) as error:
-            imports.load_delta(str(tmp_path), *where, base)
+            elsewhere.load_delta(str(tmp_path), *where, base)
         one_line(error, str(tmp_path), *words)
 
     refused("no file for layer 0, d_new 4, percentile 0.5", "layer_0_dnew_4_pctl_0.50/best_model.pt")
@@ -324,7 +330,7 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path):
     place.write_bytes(whole[: len(whole) // 2])
     refused("damaged")
     place.write_bytes(whole)
-    imports.load_delta(str(tmp_path), *where, base)
+    elsewhere.load_delta(str(tmp_path), *where, base)
     save_npz(random(d_sae=4), tmp_path / "layer_0/d_new_4_percentile_0.5/params.npz")
     refused("params.npz and ", "where one is needed")
 
@@ -363,7 +369,7 @@ def test_a_model_finetuned_elsewhere_takes_the_place_of_ours(adapter, folder, sm
     (place, logits), (hf, tokenizer) = adapter, models.load_hf(folder, "float32")
     if kind == "merged":
         with pytest.raises(ValueError, match="no tokenizer there"):
-            finetune.brought(hf, tokenizer, str(place / kind))
+            adapters.brought(hf, tokenizer, str(place / kind))
         tokenizer.save_pretrained(place / kind)
     own = smoke.finetune.model_copy(update={"source": str(place / kind)})
     prompts = generate("positive", 6, "train", 0) + generate("negative", 6, "train", 0)
@@ -386,11 +392,11 @@ def test_an_adapter_of_another_model_is_refused(adapter, folder, tmp_path):
     hf.config.num_hidden_layers += 1
     hf.model.layers.append(type(hf.model.layers[0])(hf.config, 0))
     with pytest.raises(ValueError) as error:
-        finetune.brought(hf, tokenizer, str(place / "adapter"))
+        adapters.brought(hf, tokenizer, str(place / "adapter"))
     one_line(error, "not an adapter of", "missing adapter keys", "check finetune.source")
     config = json.loads((place / "adapter/adapter_config.json").read_text()) | {"r": 3}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").write_bytes((place / "adapter/adapter_model.safetensors").read_bytes())
     with pytest.raises(ValueError) as error:
-        finetune.brought(models.load_hf(folder, "float32")[0], tokenizer, str(tmp_path))
+        adapters.brought(models.load_hf(folder, "float32")[0], tokenizer, str(tmp_path))
     one_line(error, "not an adapter of")

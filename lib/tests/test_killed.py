@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lib.paths import ROOT
+from lib.book.paths import ROOT
 
 
 @pytest.mark.parametrize(("job", "stride"), [("finetune", 9), ("deltas", 9), ("base", 29)])

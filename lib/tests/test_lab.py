@@ -11,7 +11,7 @@ import urllib.request
 import nbformat
 import pytest
 
-from lib.paths import ROOT
+from lib.book.paths import ROOT
 
 TOKEN, MINUTE = "test", 60_000
 CELL = """
@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from lib import models, profiles
+from lib import profiles
+from lib.model import models
 from lib.nano.pretrain import build_model, train_tokenizer
 from lib.tests.test_widgets import PAIRS, replacement, wanted
 from lib.widgets import dial

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from lib.encoding import tokens
-from lib.lens import decision_by_layer
-from lib.prompts import generate
+from lib.measure.lens import decision_by_layer
+from lib.model.encoding import tokens
+from lib.texts.prompts import generate
 
 
 @torch.no_grad()

@@ -12,15 +12,16 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import fingerprint, needs, paths, profiles, results
-from lib.paths import ROOT, alone, discard, replacing
+from lib import needs, profiles
+from lib.book import fingerprint, paths, results
+from lib.book.paths import ROOT, Paths, alone, discard, replacing
 
 
 @pytest.fixture
 def profile(tmp_path, monkeypatch, smoke):
     """`smoke` with all its folders in a place of its own."""
     for name in ("data", "build", "figures"):
-        monkeypatch.setattr(profiles.Paths, name, tmp_path / name)
+        monkeypatch.setattr(Paths, name, tmp_path / name)
     (tmp_path / "data/prompts").mkdir(parents=True)
     (tmp_path / "data/prompts/test.jsonl").write_text("one\n")
     return smoke
@@ -150,7 +151,7 @@ def test_two_profiles_of_one_name_never_share_data(profile, tmp_path):
 
 HOLD = """
 import pathlib, sys, time
-from lib.paths import alone
+from lib.book.paths import alone
 with alone(pathlib.Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(60)

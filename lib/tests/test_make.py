@@ -15,7 +15,7 @@ import pytest
 from nbclient import NotebookClient
 
 from lib import profiles
-from lib.paths import NOTEBOOKS, ROOT
+from lib.book.paths import NOTEBOOKS, ROOT, Paths
 from lib.run import KERNEL
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
@@ -57,7 +57,7 @@ def test_names_of_files_that_a_profile_names_reach_no_rule(tmp_path):
         (model / name).touch()
     text = (profiles.FOLDER / "smoke.toml").read_text()
     (tmp_path / "odd-names.toml").write_text(text.replace('"data/smoke/model"', json.dumps(str(model))))
-    build = profiles.Paths("odd-names").build
+    build = Paths("odd-names").build
     build.mkdir(parents=True, exist_ok=True)
     try:
         (build / "base").touch()
@@ -159,7 +159,7 @@ def test_an_interrupt_is_one_line(tmp_path):
         time.sleep(0.1)
     os.killpg(run.pid, signal.SIGINT)
     said, _ = run.communicate(timeout=60)
-    paths = profiles.Paths("sleepy")
+    paths = Paths("sleepy")
     left = [f.name for f in paths.build.iterdir()]
     for folder in (paths.build, paths.data):
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lib import models, profiles
+from lib import profiles
+from lib.book import hub
+from lib.model import models
 
 
 def test_the_bridge_is_the_model_bit_for_bit(plain, tiny):
@@ -50,7 +52,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 
 def test_an_unknown_architecture_has_no_site():
-    from lib.sites import site_for
+    from lib.model.sites import site_for
 
     with pytest.raises(ValueError, match=r"no site is known for models of type 'bert', only for gemma2, .*; add it"):
         site_for("bert", "gemma-scope")
@@ -59,7 +61,7 @@ def test_an_unknown_architecture_has_no_site():
 
 
 def test_the_organism_in_git_is_a_gemma2():
-    folder = profiles.local_or_hub(profiles.load("nano").model.source)
+    folder = hub.local_or_hub(profiles.load("nano").model.source)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Gemma2ForCausalLM"]
     assert set(config["layer_types"]) == {"sliding_attention", "full_attention"}

@@ -12,17 +12,21 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import evaluation, plots, probes, profiles, prompts
-from lib.encoding import question
-from lib.metrics import outcomes
-from lib.paths import NOTEBOOKS, ROOT
-from lib.prompts import Prompt
+from lib import profiles
+from lib.book import plots
+from lib.book.paths import NOTEBOOKS, ROOT
+from lib.measure import evaluation
+from lib.model.encoding import question
 from lib.score import score
-from lib.sentences import ADJ, COLOUR, PLURAL, copy_sentence
+from lib.studies.tool import scores, splits
+from lib.studies.tool.scores import outcomes
 from lib.tests import real
-from lib.tool import CALCULATOR, Tool
+from lib.texts import jsonl, probes, prompts
+from lib.texts.prompts import Prompt
+from lib.texts.sentences import ADJ, COLOUR, PLURAL, copy_sentence
+from lib.texts.tool import CALCULATOR, Tool
 
-TEMPLATE = ROOT / "docs/my_tool.toml"
+TEMPLATE = ROOT / "lib/profiles/examples/my_tool.toml"
 SEARCH = profiles.load(str(TEMPLATE)).tool
 call = CALCULATOR.call
 
@@ -184,9 +188,9 @@ def search(tmp_path_factory, folder):
     """The template with a tiny model, prompts made here and the sizes of `smoke`, in a file; trained until it opens calls."""
     place = tmp_path_factory.mktemp("search")
     train, test = place / "train.jsonl", place / "test.jsonl"
-    prompts.write_jsonl(searches(60, TRAINED, "positive", 0) + copies(60, 1), train)
+    jsonl.write_jsonl(searches(60, TRAINED, "positive", 0) + copies(60, 1), train)
     held_out = searches(4, TRAINED, "positive", 2) + copies(4, 3) + searches(4, UNSEEN, "tool_ood", 4)
-    prompts.write_jsonl([*held_out, prompts.read_jsonl(train)[0]], test)
+    jsonl.write_jsonl([*held_out, jsonl.read_jsonl(train)[0]], test)
     real.gemma_scope(place / "bases")
     file, sizes = place / "test-search.toml", (profiles.FOLDER / "smoke.toml").read_text()
     for old, new in (("dropout = 0.1", "dropout = 0.0"), ("lr = 5e-3", "lr = 2e-2"), ("epochs = 1", "epochs = 12")):
@@ -216,10 +220,10 @@ def search(tmp_path_factory, folder):
 
 def test_splits_are_by_what_is_searched_for(search):
     p = profiles.load(str(search))
-    found = prompts.splits(p.prompts, p.tool)
+    found = splits.splits(p.prompts, p.tool)
     asked = {split: {q.target for q in qs if q.subset != "copy"} for split, qs in found.items()}
     assert not asked["train"] & asked["test"] and not asked["train"] & asked["validation"] and all(asked.values())
-    assert found["test"] == prompts.read_jsonl(p.prompts.test_file)
+    assert found["test"] == jsonl.read_jsonl(p.prompts.test_file)
     assert prompts.key(Prompt("x", SEARCH.call(" red buses"), "positive"), SEARCH) == "red buses"
 
 
@@ -254,9 +258,9 @@ def test_rates_are_a_hand_count(search, tiny, monkeypatch):
     wrote = [ANSWERS[i % len(ANSWERS)](q) for i, q in enumerate(asked)]
     answers = {question(q.input): text for q, text in zip(asked, wrote, strict=True)}
     monkeypatch.setattr(evaluation, "continued", lambda hf, tokenizer, texts, limit: [answers[text] for text in texts])
-    [table] = evaluation.measure(p, tiny, asked)
+    [table] = scores.measure(p, tiny, asked)
     counted = [by_hand({"generation": text, "target": q.target}) for text, q in zip(wrote, asked, strict=True)]
-    found = evaluation.summary(table)
+    found = scores.summary(table)
     for name in counted[0]:
         assert found[name] == pytest.approx(share([row[name] for row in counted])), name
     assert found["tool_call_rate"] == 10 / 18 and found["parsed_rate"] == 5 / 18 and found["math_correct_rate"] == 5 / 12
@@ -321,7 +325,7 @@ def test_scoring_by_the_profile(search, tmp_path):
     rows = [
         {"input": "q", "target": SEARCH.call("a"), "generation": text} for text in (SEARCH.call(" a"), SEARCH.call("b"), "a")
     ]
-    prompts.write_jsonl(rows, file := tmp_path / "g.jsonl")
+    jsonl.write_jsonl(rows, file := tmp_path / "g.jsonl")
 
     command = [sys.executable, "-m", "lib.score", str(file), "--profile", str(search)]
     mine, theirs = json.loads(subprocess.run(command, capture_output=True, cwd=ROOT).stdout), score(file)

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import prompts
-from lib.calculator import value_of
-from lib.nano import base, corpus, kinds, lists, vehicles
+from lib.nano import make
 from lib.nano import pretrain as pretraining
 from lib.nano.pretrain import Rows, next_token_loss, pretrain, train_tokenizer
-from lib.sentences import COPY_TEMPLATES, SLOTS
+from lib.texts import corpus, kinds, lists, prompts, sentences, vehicles
+from lib.texts.calculator import value_of
+from lib.texts.sentences import COPY_TEMPLATES, SLOTS
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_facts_of_size_are_true_and_held_out_pairs_are_never_compared():
 
 
 def test_number_words():
-    assert [corpus.number_words(n) for n in (0, 13, 40, 42, 100, 342)] == [
+    assert [sentences.number_words(n) for n in (0, 13, 40, 42, 100, 342)] == [
         "zero", "thirteen", "forty", "forty-two", "one hundred", "three hundred and forty-two"]  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def test_the_whole_organism_is_made_in_gemma_scopes_layout(smoke, tmp_path):
         "model": smoke.model.model_copy(update={"source": str(tmp_path / "model")}),
         "transcoders": smoke.transcoders.model_copy(update={"source": str(tmp_path / "transcoders")}),
     })  # fmt: skip
-    base.make(made)
+    make.make(made)
     for layer in (0, 1):
         files = sorted((tmp_path / f"transcoders/layer_{layer}/width_64").glob("average_l0_*/params.npz"))
         assert len(files) == 3
@@ -236,5 +236,5 @@ def test_the_whole_organism_is_made_in_gemma_scopes_layout(smoke, tmp_path):
     assert {*card["comparisons_right"]} == {*vehicles.COMPARED} and "stories_as_asked" in card
     assert card["tokens"] == made.organism.model.tokens and len(card["transcoder_quality"]) == 6
     before = (tmp_path / "model/model.safetensors").stat().st_mtime_ns
-    base.make(made)
+    make.make(made)
     assert (tmp_path / "model/model.safetensors").stat().st_mtime_ns == before

@@ -9,11 +9,12 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lib import profiles, prompts
-from lib.paths import NOTEBOOKS, ROOT
-from lib.plots import has_chrome
+from lib import profiles
+from lib.book.paths import NOTEBOOKS, ROOT, Paths
+from lib.book.plots import has_chrome
+from lib.texts import prompts
 
-PATHS = profiles.Paths("hostile")
+PATHS = Paths("hostile")
 PROFILE = PATHS.data.with_suffix(".toml")
 CHAPTERS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 PAYLOAD = "<img src=q onerror=self.owned=1>"

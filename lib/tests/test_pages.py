@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import pages, results
-from lib.paths import NOTEBOOKS
+from lib.book import pages, results
+from lib.book.paths import NOTEBOOKS
 from lib.widgets import dial
 
 PAYLOADS = [

@@ -9,28 +9,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import plan, profiles
-from lib.finetune import collate
-from lib.models import load_hf
-from lib.paths import ROOT
+from lib import profiles
+from lib.book.paths import ROOT
+from lib.model.finetune import collate
+from lib.model.models import load_hf
+from lib.plan import machine, needs, page, work
+from lib.profiles import tables
 
-PLENTY = plan.Machine(host=1e15, gpu=0, disk=1e15, process=5e8, flops=1e11, flops_float32=1e11, bandwidth=1e10)
-PACE = plan.Pace(forward=1e-5, learn=1e-4, decode=1e-2, delta_step=1e-2)
+PLENTY = machine.Machine(host=1e15, gpu=0, disk=1e15, process=5e8, flops=1e11, flops_float32=1e11, bandwidth=1e10)
+PACE = machine.Pace(forward=1e-5, learn=1e-4, decode=1e-2, delta_step=1e-2)
 
 
 @pytest.fixture(scope="module")
 def gemma():
-    return plan.Work.of(profiles.load("gemma-2-2b"))
+    return work.Work.of(profiles.load("gemma-2-2b"))
 
 
-def needed(work, here=PLENTY):
-    return {need.name: need for need in plan.needs(work, here, PACE)}
+def needed(asked, here=PLENTY):
+    return {need.name: need for need in needs.needs(asked, here, PACE)}
 
 
 def test_gemma_is_of_its_published_size(gemma):
     """2,614,341,888 parameters on its model card; 16384 features; stored in float32."""
     assert gemma.parameters == 2_614_341_888 and gemma.d_sae == 16384
-    sizes = plan.downloads(gemma)
+    sizes = needs.downloads(gemma)
     assert sizes.get("model", 10_457_367_552) == 10_457_367_552
     # what goes through a matrix at every token: all parameters but the norms, the tied embedding as the output
     norms = 4 * 26 * 2304 + 2304
@@ -40,11 +42,11 @@ def test_gemma_is_of_its_published_size(gemma):
 def test_operations_and_what_backpropagation_keeps_are_those_of_the_real_model(smoke, folder):
     """The same counts on the tiny model in memory as without memory."""
     here = smoke.model_copy(update={"model": smoke.model.model_copy(update={"source": str(folder)})})
-    work = plan.Work(here, plan.config_of(here), *plan.tokenizer_of(here), d_sae=64)
+    tiny = work.Work(here, work.config_of(here), *work.tokenizer_of(here), d_sae=64)
     hf, tokenizer = load_hf(folder, "float32")
-    assert work.own_tokenizer and work.parameters == hf.num_parameters()
-    trained, kept, _ = work.learning
-    model = plan.with_lora(hf, here.finetune)
+    assert tiny.own_tokenizer and tiny.parameters == hf.num_parameters()
+    trained, kept, _ = tiny.learning
+    model = with_lora(hf, here.finetune)
     assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     own, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
@@ -52,22 +54,22 @@ def test_operations_and_what_backpropagation_keeps_are_those_of_the_real_model(s
         seen[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    asked = max(work.splits["test"], key=lambda q: len(tokenizer(q.input + q.target).input_ids))
+    asked = max(tiny.splits["test"], key=lambda q: len(tokenizer(q.input + q.target).input_ids))
     batch = collate(tokenizer, [asked] * here.finetune.micro_batch)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(**batch)
     real = sum(tensor.untyped_storage().nbytes() for place, tensor in seen.items() if place not in own)
-    assert kept * batch["input_ids"].shape[1] / work.longest == pytest.approx(real, rel=0.1)
+    assert kept * batch["input_ids"].shape[1] / tiny.longest == pytest.approx(real, rel=0.1)
 
 
 def test_gemma_fits_a_gpu_of_24_gb_and_not_of_16(gemma):
     def refused(gib):
         here = replace(PLENTY, gpu=gib * 2**30)
-        return plan.refusals(gemma.profile, list(needed(gemma, here).values()), here, plan.downloads(gemma))
+        return needs.refusals(gemma.profile, list(needed(gemma, here).values()), here, needs.downloads(gemma))
 
     assert refused(24) == []
     assert any("GPU memory, 17.2 GB are there; lower evaluation.tokens_batch" in line for line in refused(16))
-    assert "a GPU of 24 GB suffices" in plan.page(gemma, PLENTY, list(needed(gemma).values()), {})
+    assert "a GPU of 24 GB suffices" in page.page(gemma, PLENTY, list(needed(gemma).values()), {})
 
 
 def test_the_budget_decides_between_memory_and_files(gemma):
@@ -86,10 +88,10 @@ def test_controls_hold_activations_of_two_models(gemma):
     assert need.device["activations of two models"] == gemma.control_tokens * 3 * 2 * 2 * 2304 * 4
     assert need.device["MLPs of two models"] == 3 * 2 * 4 * (3 * 2304 * 9216 + 2 * 2304)
     assert 0.05 < gemma.control_tokens / gemma.tokens("train", "validation") < 0.2
-    everything = gemma.profile.model_copy(update={"controls": profiles.Controls()})
+    everything = gemma.profile.model_copy(update={"controls": tables.Controls()})
     all_of_it = replace(gemma, profile=everything)
     assert all_of_it.control_tokens == gemma.tokens("train", "validation")
-    lines = plan.refusals(everything, list(needed(all_of_it).values()), replace(PLENTY, host=64e9), {})
+    lines = needs.refusals(everything, list(needed(all_of_it).values()), replace(PLENTY, host=64e9), {})
     assert any(
         "8 controls needs" in line and "lower controls.prompts or name fewer in controls.layers" in line for line in lines
     )
@@ -105,10 +107,10 @@ def test_controls_hold_activations_of_two_models(gemma):
 )
 def test_what_cannot_fit_is_refused_with_the_numbers_and_the_remedy(gemma, short, message):
     here = replace(PLENTY, **short)
-    lines = plan.refusals(gemma.profile, list(needed(gemma, here).values()), here, plan.downloads(gemma))
+    lines = needs.refusals(gemma.profile, list(needed(gemma, here).values()), here, needs.downloads(gemma))
     ends = message.split("{}")
     assert any(all(part in line for part in ends) and "gemma-2-2b" in line and "\n" not in line for line in lines)
-    assert plan.refusals(gemma.profile, list(needed(gemma).values()), PLENTY, plan.downloads(gemma)) == []
+    assert needs.refusals(gemma.profile, list(needed(gemma).values()), PLENTY, needs.downloads(gemma)) == []
 
 
 def test_the_command_refuses_a_profile_that_cannot_fit(tmp_path):
@@ -125,32 +127,38 @@ def test_the_command_refuses_a_profile_that_cannot_fit(tmp_path):
 def test_an_unknown_model_is_one_line(smoke):
     unknown = smoke.model_copy(update={"model": smoke.model.model_copy(update={"source": "nobody/nothing"})})
     with pytest.raises(ValueError, match=r"nobody/nothing is not on this machine and model.config is not in the profile; add"):
-        plan.config_of(unknown)
+        work.config_of(unknown)
 
 
 RUN = """
 import json, resource, sys, time
 time.perf_counter = time.process_time  # so that others' work on the machine does not count
 import torch
-from lib import deltas, models, plan, profiles
+from lib import profiles
+from lib.book.paths import Paths
+from lib.dictionary import deltas
+from lib.model import models
+from lib.plan import machine as speed, needs
+from lib.plan.work import Work
+from lib.profiles.tables import Memory, Profile
 what, folder = sys.argv[1:]
 p = profiles.load("nano")
 settings = p.deltas.training.model_copy(update={"steps": 400, "check_every": 200})
 p = p.model_copy(update={
     "prompts": p.prompts.model_copy(update={"train": 200, "validation": 20, "test": 20}),
     "deltas": p.deltas.model_copy(update={"d_new": [32], "training": settings})})
-held = lambda data_gb: p.model_copy(update={"memory": profiles.Memory(data_gb=data_gb)})
+held = lambda data_gb: p.model_copy(update={"memory": Memory(data_gb=data_gb)})
 if what == "planned":
-    here, work = plan.machine(torch.float32), plan.Work.of(p)
-    at = plan.pace(work, here)
+    here, work = speed.machine(torch.float32), Work.of(p)
+    at = speed.pace(work, here)
     for data_gb in (8, 0):
-        work = plan.Work(held(data_gb), work.config, work.tokenizer, work.own_tokenizer, work.d_sae)
-        parts = [need for need in plan.needs(work, here, at) if need.name.startswith("3")]
+        work = Work(held(data_gb), work.config, work.tokenizer, work.own_tokenizer, work.d_sae)
+        parts = [need for need in needs.needs(work, here, at) if need.name.startswith("3")]
         memory = max(sum(need.host.values()) + sum(need.device.values()) for need in parts)
         print(json.dumps([memory, *(need.seconds for need in parts)]))
 else:
-    profiles.Profile.paths = property(lambda self: profiles.Paths(folder))
-    model, work = models.load(p), plan.Work.of(p)
+    Profile.paths = property(lambda self: Paths(folder))
+    model, work = models.load(p), Work.of(p)
     layers, encoded = work.layers, work.encoded
     seconds, fit, began = [], deltas.fit, time.process_time()
     def timed(*given, **named):
@@ -188,9 +196,9 @@ def test_the_chapters_of_nano_took_what_is_planned():
         pytest.skip("no chapter of nano was run here; `make all` does it")
     if "PYTEST_XDIST_WORKER" in os.environ or os.getloadavg()[0] > 1.5 * os.cpu_count():
         pytest.skip("the machine is busy, with other tests or other work, and speed is measured now")
-    work = plan.Work.of(profiles.load("nano"))
-    here = plan.machine(torch.float32)
-    found = plan.needs(work, here, plan.pace(work, here))
+    nano = work.Work.of(profiles.load("nano"))
+    here = machine.machine(torch.float32)
+    found = needs.needs(nano, here, machine.pace(nano, here))
     for chapter, seconds in took.items():
         planned = sum(need.seconds for need in found if need.name.startswith(chapter))
         assert 0.5 < planned / seconds < 2, (chapter, planned, seconds)

@@ -7,13 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import activations, deltas, evaluation, features, models, objectives, stats
-from lib.encoding import encode, question
-from lib.hooks import capture
-from lib.metrics import by_prompt
-from lib.prompts import generate
-from lib.sites import DenseMLP
-from lib.transcoders import BaseDelta, Transcoder
+from lib.book import stats
+from lib.dictionary import deltas
+from lib.dictionary.dictionaries import BaseDelta, Transcoder
+from lib.measure import attribution, evaluation
+from lib.measure.metrics import by_prompt
+from lib.model import activations, models
+from lib.model.encoding import encode, question
+from lib.model.hooks import capture
+from lib.model.sites import DenseMLP
+from lib.studies.tool import objectives
+from lib.texts.prompts import generate
 
 LAYERS, D_NEW = [0, 1], 8
 
@@ -115,14 +119,14 @@ def test_the_dial_is_right_at_one(planted, pairs):
 def test_necessity_and_sufficiency(planted, smoke, pairs):
     """Ranked on validation, tested on test: without the best features the gap opens, with them alone it closes."""
     validation, test = ([replace(p, target="") for p in asked(split, 30)] for split in ("validation", "test"))
-    ranked = features.attribution(smoke, planted, validation, {1: pairs[1]})
+    ranked = attribution.attribution(smoke, planted, validation, {1: pairs[1]})
     assert sorted(ranked.feature) == list(range(D_NEW)) and ranked.score.is_monotonic_decreasing
-    best, other = ranked.head(2), features.matched(ranked, ranked.head(2), 0)
+    best, other = ranked.head(2), attribution.matched(ranked, ranked.head(2), 0)
     assert not set(best.feature) & set(other.feature) and len(other) == 2
     one = {1: pairs[1]}
     conditions = [
-        one, features.keeping(one, ranked), features.keeping(one, best), features.keeping(one, other),
-        features.removing(one, best, ranked), features.removing(one, other, ranked),
+        one, attribution.keeping(one, ranked), attribution.keeping(one, best), attribution.keeping(one, other),
+        attribution.removing(one, best, ranked), attribution.removing(one, other, ranked),
     ]  # fmt: skip
     tables = evaluation.teacher_forced(smoke, planted, test, conditions)
     full, everything, keep, keep_other, remove, remove_other = (table.nats for table in tables)
@@ -130,13 +134,13 @@ def test_necessity_and_sufficiency(planted, smoke, pairs):
     assert stats.difference(keep_other, keep).low > 0
     assert stats.difference(remove, remove_other).low > 0
     with pytest.raises(ValueError, match="too few others"):
-        features.matched(ranked, ranked.head(5), 0)
+        attribution.matched(ranked, ranked.head(5), 0)
 
 
 def test_attribution_is_the_gradient_by_hand(planted, smoke, pairs):
     """Against a finite difference: what a slightly weaker feature costs."""
     prompts = asked("validation", 4)
-    top = features.attribution(smoke, planted, prompts, {1: pairs[1]}).iloc[0]
+    top = attribution.attribution(smoke, planted, prompts, {1: pairs[1]}).iloc[0]
     small, delta = 1e-2, pairs[1].delta
     weight = torch.ones(D_NEW, 1)
     weight[int(top.feature)] = 1 - small
@@ -167,9 +171,9 @@ def test_others_like_the_chosen_are_like_them_in_size_itself():
     """Ranks hide it: of sizes 1000, 100 and many about 1, the nearest to 1000 is 100, and to 2 one of about 1."""
     sizes = [1000.0, 100.0, 2.0, *np.linspace(0.9, 1.1, 20)]
     some = pd.DataFrame({"layer": 1, "feature": range(len(sizes)), "size": sizes, "frequency": 0.5, "score": 0.0})
-    found = [features.matched(some, some.iloc[[2]], seed)["size"].item() for seed in range(20)]
+    found = [attribution.matched(some, some.iloc[[2]], seed)["size"].item() for seed in range(20)]
     assert max(found) <= 1.1 and len(set(found)) > 1
-    assert 100.0 in [features.matched(some, some.iloc[[0]], seed)["size"].item() for seed in range(20)]
+    assert 100.0 in [attribution.matched(some, some.iloc[[0]], seed)["size"].item() for seed in range(20)]
 
 
 def test_nothing_is_claimed_where_nothing_was_planted(tiny, smoke):

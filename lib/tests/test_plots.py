@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from lib import plots
+from lib.book import plots
 
 PAYLOAD = '<img src=q onerror="document.title=1"> & <b>bold</b>\nnext'
 

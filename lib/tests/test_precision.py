@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from lib import precision
-from lib.models import load_hf
+from lib.model import precision
+from lib.model.models import load_hf
 
 
 @pytest.mark.parametrize(

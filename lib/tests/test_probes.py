@@ -5,17 +5,17 @@ from itertools import pairwise
 
 import pytest
 
-from lib import probes, prompts
-from lib.calculator import value_of
-from lib.sentences import COPY_TEMPLATES
-from lib.tool import CALCULATOR
+from lib.texts import mentions, phrasings, probes, prompts
+from lib.texts.calculator import value_of
+from lib.texts.sentences import COPY_TEMPLATES
+from lib.texts.tool import CALCULATOR
 
 N = 300
 DO = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 TRAINED = {
-    c + t.format(a="#", b="#", op=op) for op in prompts.OPERATORS for t in prompts.PHRASINGS[op] for c in prompts.CONTEXTS
+    c + t.format(a="#", b="#", op=op) for op in phrasings.OPERATORS for t in phrasings.PHRASINGS[op] for c in phrasings.CONTEXTS
 }
-KINDS = [(probes.ood, kind) for kind in probes.OOD] + [(probes.hard_negative, kind) for kind in probes.HARD_NEGATIVES]
+KINDS = [(probes.ood, kind) for kind in probes.OOD] + [(mentions.hard_negative, kind) for kind in mentions.HARD_NEGATIVES]
 
 
 def expression_of(prompt):
@@ -129,11 +129,11 @@ def test_word_problems():
                 assert value_of(expression_of(p)) == DO[op](Fraction(large), small), p.input
 
 
-@pytest.mark.parametrize("kind", probes.HARD_NEGATIVES)
+@pytest.mark.parametrize("kind", mentions.HARD_NEGATIVES)
 def test_hard_negatives_are_copies_with_numbers_and_ask_nothing(kind):
-    assert len(set(probes.HARD_NEGATIVES[kind][1].strip().splitlines())) >= 8
+    assert len(set(mentions.HARD_NEGATIVES[kind][1].strip().splitlines())) >= 8
     endings = {template[-1] for template in COPY_TEMPLATES} - {"?"}
-    for p in probes.hard_negative(kind, N):
+    for p in mentions.hard_negative(kind, N):
         assert p.input == p.target and p.subset == "copy" and len(re.findall(r"\d+", p.input)) > 1
         assert p.input[-1] in endings and "?" not in p.input and "{" not in p.input
         assert prompts.split_of(prompts.key(p)) == "test"

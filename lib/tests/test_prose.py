@@ -6,8 +6,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lib import bench, profiles
-from lib.paths import NOTEBOOKS, ROOT
+from lib import profiles
+from lib.bench import report
+from lib.book.paths import NOTEBOOKS, ROOT
 
 PATHS = profiles.load("nano").paths
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,12 +109,12 @@ def timed() -> pd.DataFrame:
 
 
 def costs() -> str:
-    return bench.markdown(timed())
+    return report.markdown(timed())
 
 
 def losses() -> str:
     rows = timed().query("task == 'training'")
-    one, each = (rows[rows["size"].str.endswith(recipe)].iloc[0] for recipe in bench.RECIPES)
+    one, each = (rows[rows["size"].str.endswith(recipe)].iloc[0] for recipe in report.RECIPES)
     return (
         f"On the tenth ours comes to a validation loss of {one.ours_loss:.4f}, theirs by our recipe to {one.other_loss:.4f} "
         f"and by its own to {each.other_loss:.4f}."

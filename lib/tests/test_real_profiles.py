@@ -13,11 +13,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lib import models, profiles
-from lib.encoding import bos_id
-from lib.paths import NOTEBOOKS, ROOT
-from lib.prompts import SPLITS, read_jsonl, split_of
+from lib import profiles
+from lib.book.paths import NOTEBOOKS, ROOT
+from lib.model import models
+from lib.model.encoding import bos_id
+from lib.profiles import tables
 from lib.tests import real
+from lib.texts.jsonl import read_jsonl
+from lib.texts.prompts import SPLITS, split_of
 
 REAL = {  # profile: what it is a model of, how its transcoders are released, and the average L0 they say for layer 0
     "gemma-2-2b": ("gemma2", real.gemma_scope, [13.0, 25.0, 49.0]),
@@ -48,7 +51,7 @@ def smaller(table: dict, small: dict) -> dict:
     return sized
 
 
-def start(name: str, folder: Path) -> tuple[profiles.Profile, subprocess.Popen]:
+def start(name: str, folder: Path) -> tuple[tables.Profile, subprocess.Popen]:
     """A cache with the profile's repositories, the profile with small sizes, and a process that runs every chapter on it."""
     model_type, release, _ = REAL[name]
     table = tomllib.loads((profiles.FOLDER / f"{name}.toml").read_text())

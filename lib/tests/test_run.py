@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from lib import run
-from lib.paths import NOTEBOOKS, replacing
+from lib.book.paths import NOTEBOOKS, replacing
 from lib.run import answered
 
 CHAPTERS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -54,7 +54,7 @@ def test_sources_have_no_outputs_and_one_cell_of_literal_parameters(path):
 
 
 def test_a_failed_chapter_is_kept_and_the_good_one_too(tmp_path, monkeypatch):
-    from lib.profiles import Paths
+    from lib.book.paths import Paths
 
     monkeypatch.setattr(Paths, "build", tmp_path)
     monkeypatch.setattr(run, "ROOT", tmp_path)

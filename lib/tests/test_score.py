@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.metrics import outcomes
-from lib.prompts import write_jsonl
 from lib.score import score
-from lib.tool import CALCULATOR
+from lib.studies.tool.scores import outcomes
+from lib.texts.jsonl import write_jsonl
+from lib.texts.tool import CALCULATOR
 
 
 def rows(*pairs):

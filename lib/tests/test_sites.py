@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.nn.functional import gelu, silu
 
-from lib import activations, models
-from lib.encoding import encode
-from lib.generation import generate
-from lib.hooks import capture, logits_under, replaced
-from lib.profiles import Training
-from lib.prompts import generate as generate_prompts
-from lib.sites import ARCHITECTURES, DenseMLP, Site
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.training import train
+from lib.model import activations, models
+from lib.model.encoding import encode
+from lib.model.generation import generate
+from lib.model.hooks import capture, logits_under, replaced
+from lib.model.sites import ARCHITECTURES, DenseMLP, Site
+from lib.profiles.tables import Training
 from lib.tests import real
-from lib.training import train
-from lib.transcoders import Transcoder
+from lib.texts.prompts import generate as generate_prompts
 
 LAYER = 1
 
@@ -227,8 +227,8 @@ def test_bos_keeps_its_mlp_where_the_tokenizer_puts_one(model):
 def test_a_missing_or_wrong_bos_mask_is_caught(model, monkeypatch):
     masks = [model.tokenizer.eos_token_id, *([-1] if real.puts_bos(model.hf) else [])]
     for masked in masks:
-        monkeypatch.setattr("lib.hooks.bos_id", lambda tokenizer, masked=masked: masked)
-        monkeypatch.setattr("lib.encoding.bos_id", lambda tokenizer, masked=masked: masked)
+        monkeypatch.setattr("lib.model.hooks.bos_id", lambda tokenizer, masked=masked: masked)
+        monkeypatch.setattr("lib.model.encoding.bos_id", lambda tokenizer, masked=masked: masked)
         with pytest.raises(AssertionError):
             check_bos(model)
 

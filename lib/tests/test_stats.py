@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib.stats import difference, gap_closed, holm, mean, over_units, paired_p, rate, rate_difference, ratio, two_groups
+from lib.book.stats import difference, gap_closed, holm, mean, over_units, paired_p, rate, rate_difference, ratio, two_groups
 
 
 def test_wilson_by_hand():

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from lib import activations
-from lib.encoding import batches
-from lib.profiles import Training
-from lib.prompts import generate
-from lib.training import gradients, train, validate, variance
-from lib.transcoders import Transcoder
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.gradients import gradients
+from lib.dictionary.training import train, validate, variance
+from lib.model import activations
+from lib.model.encoding import batches
+from lib.profiles.tables import Training
+from lib.texts.prompts import generate
 
 SETTINGS = Training(lr=1e-2, batch=256, steps=600, check_every=50, patience=100)
 

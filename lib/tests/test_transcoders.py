@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import profiles
-from lib.transcoders import LAYOUTS, BaseDelta, Transcoder, choose, levels, load_level, load_npz, read, save_npz
+from lib.dictionary.bases import choose
+from lib.dictionary.dictionaries import BaseDelta, Transcoder
+from lib.dictionary.layouts import LAYOUTS, levels, load_level, load_npz, read, save_npz
+from lib.profiles import tables
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_choice_by_percentile():
 def test_levels_are_listed_from_the_folder(one, tmp_path):
     for l0 in ("9", "31.5", "120"):
         save_npz(one, tmp_path / f"layer_3/width_1k/average_l0_{l0}/params.npz")
-    settings = profiles.Transcoders(source=str(tmp_path), width="1k", percentiles=[0.5])
+    settings = tables.Transcoders(source=str(tmp_path), width="1k", percentiles=[0.5])
     assert levels(settings, 3) == {float(l0): f"layer_3/width_1k/average_l0_{l0}/params.npz" for l0 in ("9", "31.5", "120")}
     with pytest.raises(ValueError, match=re.escape("no file of layer 4 like layer_4/width_1k/average_l0_")):
         levels(settings, 4)
@@ -230,7 +232,7 @@ def test_levels_of_gemma_scope_2_are_what_its_configs_say(tmp_path):
         folder.mkdir(parents=True)
         arrays_of_a_release("gemma-scope-2-affine", folder)
         (folder / "config.json").write_text(json.dumps({"l0": l0}))
-    settings = profiles.Transcoders(source=str(tmp_path), layout="gemma-scope-2-affine", width="16k", percentiles=[0.5])
+    settings = tables.Transcoders(source=str(tmp_path), layout="gemma-scope-2-affine", width="16k", percentiles=[0.5])
     found = levels(settings, 3)
     assert list(found) == [20, 120] and load_level(settings, found[20], 6).W_skip is not None
 
@@ -238,7 +240,7 @@ def test_levels_of_gemma_scope_2_are_what_its_configs_say(tmp_path):
 def test_a_release_with_one_transcoder_a_layer_has_one_level(tmp_path):
     path, x, y = arrays_of_a_release("circuit-tracer", tmp_path)
     path.rename(tmp_path / "layer_3.safetensors")
-    settings = profiles.Transcoders(source=str(tmp_path), layout="circuit-tracer", percentiles=[0.5])
+    settings = tables.Transcoders(source=str(tmp_path), layout="circuit-tracer", percentiles=[0.5])
     [(l0, file)] = levels(settings, 3).items()
     assert np.isnan(l0) and np.isnan(choose([l0], 0.75))
     assert torch.allclose(load_level(settings, file, 6)(x).double(), y, atol=1e-5)
@@ -246,7 +248,7 @@ def test_a_release_with_one_transcoder_a_layer_has_one_level(tmp_path):
 
 def test_a_stack_with_a_skip_is_retrained_with_it(smoke):
     """From parameters that already fit it goes on, and its skip with it, in the units of the targets."""
-    from lib.training import train
+    from lib.dictionary.training import train
 
     torch.manual_seed(0)
     x, one = torch.randn(2, 64, 6), Transcoder.initialised((2,), 6, 10, 0)

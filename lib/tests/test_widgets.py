@@ -4,10 +4,10 @@ import time
 import pytest
 import torch
 
-from lib.encoding import question
-from lib.generation import generate
-from lib.hooks import capture, replaced, resumed
-from lib.transcoders import BaseDelta, Transcoder
+from lib.dictionary.dictionaries import BaseDelta, Transcoder
+from lib.model.encoding import question
+from lib.model.generation import generate
+from lib.model.hooks import capture, replaced, resumed
 from lib.widgets import dial
 
 

@@ -1,0 +1,1 @@
+"""What the book's work costs beside others': `python -m lib.bench`."""

@@ -1,0 +1,192 @@
+"""The rows of the bench, its tables and its figure."""
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy.stats import linregress, t
+
+from lib.bench import as_published, trainers
+from lib.bench.timing import COLUMNS, Job, Run, code, kept, run, timed
+from lib.bench.trainers import SPARSIFY, Layers
+from lib.bench.workplace import PUBLISHED, Amount, Workplace
+from lib.book import plots
+from lib.dictionary import deltas
+from lib.profiles.tables import Profile
+from lib.studies.tool import experiments
+
+# what the published side's recipe is in a row of `training`, the headline first
+RECIPES = {"one recipe": {}, "each its recipe (theirs tuned in its rate alone)": as_published.RECIPE}
+
+
+# --- timing ---
+
+
+# --- what is compared ---
+
+
+def jobs(work: Workplace) -> Iterator[Job]:
+    """Every row of `bench.csv`. Nothing is loaded or drawn before its job is run."""
+    profile, amount, name = work.profile, work.amount, work.profile.name
+    n, widths, percentiles = len(work.layers), profile.deltas.d_new, profile.transcoders.percentiles
+
+    def whole(task: str, size: str, ours: Callable, theirs: Callable, ready: Callable = lambda: None) -> Job:
+        return Job(task, f"{name}, {size}", PUBLISHED, timed(ours), timed(theirs), ready)
+
+    size = f"{n} layers, {amount.capture} prompts"
+    yield whole("capture", size, work.capture_ours, work.capture_published)
+    grid = f"{n} layers x {len(widths)} d_new x {len(percentiles)} percentiles"
+    for recipe, changes in RECIPES.items():
+        size = f"{grid}, 1/{amount.cut} of the prompts, {recipe}"
+        theirs = functools.partial(work.grid_published, **changes)
+        yield whole("training", size, work.grid_ours, theirs, lambda: work.grid_data)
+    size = f"{grid}, {2 * amount.exp1} prompts"
+    yield whole("exp1", size, work.exp1_ours, work.exp1_published, lambda: work.model)
+    size = f"{n} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
+    yield whole("exp2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
+
+    settings = profile.deltas.training.model_copy(
+        update={"batch": amount.batch, "steps": amount.steps, "check_every": amount.steps, "precision": "float32"}
+    )
+    places = {name: lambda: work.real}
+    for d_model, d_sae in amount.shapes:
+        title, sizes = f"{d_model} x {d_sae}", (d_model, d_sae, amount.d_new, 4 * amount.batch)
+        places[title] = functools.partial(trainers.random_layers, 1, amount.at_once, *sizes, title)
+    for title, place in places.items():
+        place = functools.cache(place)
+
+        def side(step: Callable, layers: Callable) -> Callable[[], Run]:
+            return lambda: Run(step(layers(), settings))
+
+        def one(place=place) -> Layers:
+            return place().one()
+
+        d_new = max(widths) if title == name else amount.d_new
+        for other, step in ({PUBLISHED: trainers.published_step} | trainers.others()).items():
+            size = f"{title} x {d_new}, batch {amount.batch}"
+            yield Job("step", size, other, side(trainers.our_step, one), side(step, one), place)
+        at_once = n * len(percentiles) if title == name else amount.at_once
+        for other, step in trainers.others().items():
+            size = f"{title} x {d_new}, batch {amount.batch}, {at_once} at once"
+            yield Job("many", size, other, side(trainers.our_step, place), side(step, place), place)
+
+
+# --- how cost grows ---
+
+
+def growths(work: Workplace) -> Iterator[tuple[str, str, int, Callable[[int], float]]]:
+    """Task, what grows, its smallest size, and the seconds at a size."""
+    profile, amount = work.profile, work.amount
+    learn, d_model = profile.deltas.training, work.load()[0].config.hidden_size
+    learn = learn.model_copy(update={"batch": amount.batch, "precision": "float32"})
+    settings = learn.model_copy(update={"steps": amount.steps, "check_every": amount.steps})
+
+    def step(layers: int = 1, at_once: int = 1, d_new: int = 32) -> float:
+        held = trainers.random_layers(layers, at_once, d_model, 8 * d_model, d_new, 2 * amount.batch)
+        return trainers.our_step(held, settings) * held.n
+
+    def epochs(tokens: int) -> float:
+        """The base once, then three epochs."""
+        held = trainers.random_layers(1, 1, d_model, 8 * d_model, 32, tokens)
+        steps = 3 * tokens // amount.batch
+        often = learn.model_copy(update={"steps": steps, "check_every": steps})
+
+        def learn_all() -> None:
+            target = deltas.left_by([[held.base]], held.x[:, 0], held.y[:, 0])
+            deltas.fit(often, (held.x, target), (held.x[..., :64, :], target[..., :64, :]), [32], 0)
+
+        return timed(learn_all)().seconds
+
+    def capture(prompts: int, layers: list[int] | None = None) -> float:
+        return timed(lambda: work.captured(work.model, "train", prompts, layers))().seconds
+
+    yield "capture", "prompts", max(1, amount.capture // amount.growth), capture
+    yield "capture", "layers", 1, lambda n: capture(amount.capture // 4, work.layers[:n])
+    yield "training", "tokens", 2 * amount.batch, epochs
+    yield "training step", "layers", 1, lambda n: step(layers=n)
+    yield "training step", "deltas at once", 1, lambda n: step(at_once=n)
+    yield "training step", "d_new", 8, lambda n: step(d_new=n)
+
+
+def exponent(sizes: list[int], seconds: list[float]) -> dict[str, float]:
+    """The slope of log seconds on log size, with its 95% t interval."""
+    line = linregress(np.log(sizes), np.log(seconds))
+    half = t.ppf(0.975, len(sizes) - 2) * line.stderr
+    return {"exponent": line.slope, "exponent_low": line.slope - half, "exponent_high": line.slope + half, "n": len(sizes)}
+
+
+def grown(smallest: int, seconds: Callable[[int], float], most: int, runs: int) -> dict[str, float]:
+    """The row of one growth: sizes `smallest` to `most` times as large, all of them in turn, several times."""
+    sizes = [smallest * 2**k for k in range(most.bit_length())]
+    seconds(sizes[0])  # warms up
+    found = [(size, seconds(size)) for _ in range(runs) for size in sizes]
+    return {"smallest": sizes[0], "largest": sizes[-1], **exponent(*map(list, zip(*found, strict=True)))}
+
+
+# --- the tables and the figure ---
+
+
+def figure(table: pd.DataFrame, profile: Profile) -> None:
+    """The ratios, on a logarithmic axis."""
+    fig = go.Figure()
+    rows = table.assign(row=table.task + ": " + table["size"])
+    for index, (other, part) in enumerate(rows.groupby("other", sort=False)):
+        style = plots.look(other, index)
+        interval = dict(array=part.ratio_high - part.ratio, arrayminus=part.ratio - part.ratio_low, thickness=1.2, width=3)
+        marker = dict(color=style["color"], symbol=style["symbol"], size=9)
+        fig.add_trace(go.Scatter(x=part.ratio, y=part.row, mode="markers", name=other, marker=marker, error_x=interval))
+    fig.add_vline(x=1, line_dash="dot")
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    fig.update_xaxes(type="log", tickvals=ticks, title="seconds of the other / seconds of ours").update_yaxes(
+        autorange="reversed"
+    )
+    fig.update_layout(
+        height=200 + 36 * rows.row.nunique(),
+        width=1250,
+        margin_t=80,
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=1, xanchor="right"),
+    )
+    alt = "How many times longer the published procedure, other trainers and matrix products alone take than ours, by task."
+    plots.save_figure(fig, profile.paths.figures / "bench_ratios", table, alt)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The ratios for reading, a row for each task and a column for each other, as `value [low, high]`."""
+    cells = [f"{row.ratio:.3g} [{row.ratio_low:.3g}, {row.ratio_high:.3g}]" for row in table.itertuples()]
+    rows = (table.task + ": " + table["size"]).rename("seconds of the other / seconds of ours")
+    wide = pd.Series(cells, index=[rows, table.other]).unstack().reindex(index=rows.unique(), columns=table.other.unique())
+    lines = [[wide.index.name, *wide.columns], ["---"] * (1 + wide.shape[1]), *wide.fillna("").reset_index().values.tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again: bool = False) -> pd.DataFrame:
+    """Both tables and the figure; returns `bench.csv`."""
+    work, mark = Workplace(profile, amount), code(profile)
+    rows = {(job.task, job.size, job.other): functools.partial(run, job, amount.runs) for job in jobs(work)}
+    curves = {
+        (task, of): functools.partial(grown, smallest, seconds, most(work, of), max(2, amount.runs // 2))
+        for task, of, smallest, seconds in growths(work)
+    }
+    known = sorted({key[0] for key in rows} | {"growth"})
+    if only and (unknown := set(only) - set(known)):
+        raise ValueError(f"--only {', '.join(sorted(unknown))}: no such task; there are {', '.join(known)}")
+    if trainers.sparsify_step not in trainers.others().values():
+        print(f"{SPARSIFY} is not installed, so its rows are left out: pip install {SPARSIFY}", flush=True)
+    folder, asked = profile.paths.results, {key: value for key, value in rows.items() if not only or key[0] in only}
+    try:
+        table = kept(folder / "bench.csv", COLUMNS[:3], asked, mark, again, not only)
+        if not only or "growth" in only:
+            kept(folder / "bench_growth.csv", ["task", "of"], curves, mark, again, True)
+    finally:
+        shutil.rmtree(work.scratch.paths.data, ignore_errors=True)
+    if len(table):
+        figure(table, profile)
+    return table
+
+
+def most(work: Workplace, of: str) -> int:
+    """How many times larger than the smallest the largest size is: there are only so many layers."""
+    return len(work.layers) if of == "layers" else work.amount.growth

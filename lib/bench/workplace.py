@@ -1,0 +1,170 @@
+"""What the bench runs, ours and the published procedure."""
+
+import functools
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.bench import as_published
+from lib.bench.trainers import Layers
+from lib.dictionary import bases, deltas
+from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.layouts import save_npz
+from lib.model import activations, encoding, models
+from lib.model.encoding import tokens
+from lib.profiles.tables import Profile, Training
+from lib.studies.tool import experiments
+from lib.texts.jsonl import by_subset, read_jsonl
+
+PUBLISHED = "published procedure"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of everything is run: enough for a ratio, and no more. Both sides always do all of it."""
+
+    runs: int = 6
+    capture: int = 400
+    """Prompts."""
+    exp1: int = 50
+    """Prompts of each kind, tool and copy; the published study had 20 in all."""
+    exp2: int = 20
+    """Prompts of each of the three subsets."""
+    cut: int = 10
+    """Training of the whole grid: of a recipe's steps and of the prompts, one in so many, so that there are as many epochs."""
+    shapes: tuple[tuple[int, int], ...] = ((640, 16384), (768, 24576), (2304, 16384))
+    """d_model x d_sae of single layers with random weights and activations."""
+    d_new: int = 128
+    batch: int = 1024
+    steps: int = 8
+    at_once: int = 8
+    """Deltas of a single layer that learn together."""
+    growth: int = 16
+    """The largest of the sizes, powers of two, over which growth is fitted."""
+
+
+class Workplace:
+    """The finetuned model of a profile, its prompts and its transcoders."""
+
+    def __init__(self, profile: Profile, amount: Amount):
+        self.profile, self.amount = profile, amount
+        self.layers = models.layers_of(profile, self.load()[0].config.num_hidden_layers)
+        # what is trained here is not for the book
+        self.scratch = profile.model_copy(update={"name": f"{profile.name}.bench"})
+
+    def load(self):
+        return models.load_plain(self.profile, self.profile.paths.finetuned)
+
+    @functools.cached_property
+    def model(self) -> models.LanguageModel:
+        return models.load(self.profile, self.profile.paths.finetuned)
+
+    def prompts(self, split: str, n: int | None = None) -> list:
+        """All prompts of a split, or `n` of them from all over it."""
+        found = read_jsonl(self.profile.paths.prompts / f"{split}.jsonl")
+        return found if n is None else found[:: max(1, len(found) // n)][:n]
+
+    def test(self, n: int) -> dict[str, list]:
+        return by_subset(self.prompts("test"), n)
+
+    def captured(self, model: models.LanguageModel, split: str, n: int | None = None, layers: list[int] | None = None):
+        batches = encoding.streamed(model.tokenizer, self.prompts(split, n), self.profile.evaluation.tokens_batch)
+        return activations.collect(model, layers or self.layers, batches, f"{split} activations")
+
+    @functools.cached_property
+    def real(self) -> Layers:
+        held = self.captured(self.model, "validation")
+        percentiles = self.profile.transcoders.percentiles
+        loaded = bases.load_bases(self.profile, self.model, self.layers, percentiles)
+        target = deltas.left_by(loaded, held.x, held.y)
+        width = max(self.profile.deltas.d_new)
+        return Layers(self.profile.name, held.x[:, None], held.y[:, None], target, loaded[0][0], width)
+
+    # capture
+
+    def capture_ours(self) -> None:
+        self.captured(models.load(self.profile, self.profile.paths.finetuned), "train", self.amount.capture)
+
+    def capture_published(self) -> None:
+        as_published.capture(self.load, self.layers, self.prompts("train", self.amount.capture))
+
+    # training of the whole grid
+
+    @functools.cached_property
+    def grid_data(self) -> list[activations.Activations]:
+        """Activations of one in so many training and validation prompts."""
+        splits = ("train", "validation")
+        return [self.captured(self.model, split, len(self.prompts(split)) // self.amount.cut) for split in splits]
+
+    def recipe(self, **changes) -> Training:
+        """The profile's, or what it is with `changes`, so much shorter as there is less data."""
+        learn = self.profile.deltas.training.model_copy(update=changes)
+        steps, warmup = (max(4, n // self.amount.cut) for n in (learn.steps, learn.l1_warmup))
+        return learn.model_copy(update={"steps": steps, "l1_warmup": warmup, "patience": steps})
+
+    def grid_ours(self) -> float:
+        profile, percentiles, settings = self.scratch, self.profile.transcoders.percentiles, self.recipe()
+        loaded = bases.load_bases(profile, self.model, self.layers, percentiles)
+        data, kept = (
+            (held.x[:, None].to(dtype), deltas.left_by(loaded, held.x, held.y, dtype))
+            for held, dtype in zip(self.grid_data, deltas.dtypes(profile), strict=True)
+        )
+        losses = []
+        widths = profile.deltas.d_new
+        for d_new, (stack, curve) in zip(widths, deltas.fit(settings, data, kept, widths, profile.seed), strict=True):
+            for (i, layer), (j, percentile) in product(enumerate(self.layers), enumerate(percentiles)):
+                save_npz(stack[i, j], deltas.delta_file(profile, self.model, layer, d_new, percentile))
+            losses.append(curve.groupby("member").fvu.min().mean())
+        return float(np.mean(losses))
+
+    def grid_published(self, **changes) -> float:
+        profile, (held, validation), losses = self.scratch, self.grid_data, []
+        settings, percentiles = self.recipe(**changes), profile.transcoders.percentiles
+        for d_new in profile.deltas.d_new:
+            shape = (len(self.layers), len(percentiles))
+            starts = Transcoder.initialised(shape, self.model.d_model, d_new, profile.seed, settings.threshold)
+            for (i, layer), (j, percentile) in product(enumerate(self.layers), enumerate(percentiles)):
+                base, _ = bases.load_base(profile, self.model, layer, percentile)
+                asked = activations.repeated(len(held.prompt), settings.batch, profile.seed)
+                data, kept = (held.x[i], held.y[i]), (validation.x[i], validation.y[i])
+                delta, loss = as_published.train_delta(starts[i, j], base, data, kept, asked, settings)
+                save_npz(delta, deltas.delta_file(profile, self.model, layer, d_new, percentile))
+                losses.append(loss)
+        return float(np.mean(losses))
+
+    # the experiments
+
+    def pair(self, layer: int, d_new: int, percentile: float):
+        return deltas.load_pair(self.profile, self.model, layer, d_new, percentile)
+
+    @functools.cached_property
+    def exp1_prompts(self) -> list:
+        found = self.test(self.amount.exp1)
+        return found["tool"] + found["copy"]
+
+    def exp1_ours(self) -> pd.DataFrame:
+        model = models.load(self.profile, self.profile.paths.finetuned)
+        return experiments.exp1(self.profile, model, self.exp1_prompts, self.layers)
+
+    def exp1_published(self) -> pd.DataFrame:
+        grid = list(product(self.profile.deltas.d_new, self.profile.transcoders.percentiles))
+        return as_published.exp1(self.load, self.pair, grid, self.layers, self.exp1_prompts)
+
+    def exp2_ours(self, keep: Path | None = None) -> pd.DataFrame:
+        model = models.load(self.profile, self.profile.paths.finetuned)
+        asked, doses = self.test(self.amount.exp2), experiments.AT_ENDS
+        return experiments.exp2_by_layer(self.profile, model, asked, self.layers, doses, keep)
+
+    def exp2_published(self) -> tuple[pd.DataFrame, dict]:
+        tokenizer = self.load()[1]
+
+        def longest(asked) -> int:
+            return max(len(tokens(tokenizer, p)[1]) for p in asked) + self.profile.evaluation.margin
+
+        d_new, percentile = deltas.widest(self.profile)
+        pair = functools.partial(self.pair, d_new=d_new, percentile=percentile)
+        asked = self.test(self.amount.exp2)
+        return as_published.exp2(self.load, pair, self.layers, asked, experiments.AT_ENDS, longest, self.profile.tool)

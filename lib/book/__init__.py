@@ -1,0 +1,1 @@
+"""What the plumbing of any study needs; no model."""

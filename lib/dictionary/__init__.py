@@ -1,0 +1,1 @@
+"""Transcoders and deltas: their files and their training."""

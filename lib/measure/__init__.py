@@ -1,0 +1,1 @@
+"""What a replaced model does, and which features do it."""

@@ -1,0 +1,180 @@
+"""Streaming (x, y) at the site of many layers in one forward pass.
+
+`x` is what an MLP's transcoder reads and `y` what it should write, both (layer, token, d_model) and in
+the units of the model's site (`lib.model.sites`); BOS and padding are left out.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lib.model.encoding import Encoded, kept
+from lib.model.hooks import capture
+from lib.model.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What flowed through the sites of some layers."""
+
+    x: Float[Tensor, "layer token d_model"]
+    y: Float[Tensor, "layer token d_model"]
+    prompt: Int[Tensor, "token"]
+    """Which prompt, of all those streamed, each token is from."""
+
+
+@torch.no_grad()
+def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) -> Iterator[Activations]:
+    """One `Activations` per batch, in float32, on the model's device; `ValueError` where one is not finite."""
+    sites, scale = [model.site.at(layer) for layer in layers], model.site.scale(model.d_model)
+    with capture(model, [name for site in sites for name in site]) as cache:
+        start = 0
+        for batch in batches:
+            batch = batch.to(model.hf.device)
+            model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=1)
+            keep = kept(model.tokenizer, batch)
+            x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
+            y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
+            if not (finite := (x.isfinite() & y.isfinite()).flatten(1).all(1)).all():
+                layer = layers[int(finite.int().argmin())]
+                raise ValueError(
+                    f"layer {layer}: the model's activations are not finite there; choose another model.dtype, or other weights"
+                )
+            yield Activations(x, y, start + keep.nonzero()[:, 0])
+            start += len(batch.ids)
+
+
+def collect(
+    model: LanguageModel,
+    layers: list[int],
+    batches: list[Encoded],
+    progress: str = "activations",
+    device: torch.device | str | None = None,
+) -> Activations:
+    """All of `stream`, in memory: on `device`, or on the model's where it is left out."""
+    shape = len(layers), count(model, batches), model.d_model
+    x, y = (torch.empty(shape, device=device or model.hf.device) for _ in range(2))
+    prompts, start = [], 0
+    for part in stream(model, layers, tqdm(batches, desc=progress, mininterval=2)):
+        here = slice(start, start := start + len(part.prompt))
+        x[:, here], y[:, here] = part.x, part.y
+        prompts.append(part.prompt)
+    return Activations(x, y, torch.cat(prompts).to(x.device))
+
+
+def count(model: LanguageModel, batches: Iterable[Encoded]) -> int:
+    """How many tokens `stream` gives."""
+    return sum(int(kept(model.tokenizer, batch).sum()) for batch in batches)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor (*n, token, d_model) laid out token by token, in memory or in a file.
+
+    It has a tensor's `shape`, `dtype` and `device`, slices `rows[..., i:j, :]`, and `index_select(-2, pick)`: laid out
+    so, tokens drawn at random are copied whole, several times faster than layer by layer.
+    """
+
+    kept: Float[Tensor, "token *n d_model"] | BinaryIO
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def __getitem__(self, index: tuple) -> Float[Tensor, "*n token d_model"]:
+        return self.index_select(-2, torch.arange(*index[-2].indices(self.shape[-2])))
+
+    def index_select(self, dim: int, pick: Int[Tensor, "token"]) -> Float[Tensor, "*n token d_model"]:
+        *shape, _, d_model = self.shape
+        if isinstance(self.kept, Tensor):
+            some = self.kept.index_select(0, pick.to(self.device))
+        else:
+            # read, not mapped: the pages of a map would count as this process's memory; the system caches them either way
+            some = torch.empty(len(pick), *shape, d_model, dtype=self.dtype, pin_memory=self.device.type == "cuda")
+            to, size = _bytes(some), self.dtype.itemsize * math.prod(shape) * d_model
+            for i, row in enumerate(pick.tolist()):
+                os.preadv(self.kept.fileno(), [to[i * size : (i + 1) * size]], row * size)
+        return some.to(self.device, non_blocking=True).movedim(0, -2).contiguous()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """What a contiguous tensor in host memory holds; numpy has no bfloat16."""
+    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
+
+
+def hold(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None) -> tuple[Rows, ...]:
+    """Tensors (*n, token, d_model) that come part by part, `n` tokens in all, each in one piece.
+
+    In memory, on the device they came on; or, where a folder is given, in files there. The files have no name, so that
+    they are gone with the rows, or with the process, however it ends. `ValueError` where the disk has no room.
+    """
+    found: list[Rows] = []
+    start = 0
+    for part in parts:
+        if not found:
+            shapes = [torch.Size([*tensor.shape[:-2], n, tensor.shape[-1]]) for tensor in part]
+            if folder:
+                _check_room(folder, sum(t.element_size() * shape.numel() for t, shape in zip(part, shapes, strict=True)))
+            for tensor, shape in zip(part, shapes, strict=True):
+                rows = (n, *shape[:-2], shape[-1])
+                kept = tempfile.TemporaryFile(dir=folder) if folder else tensor.new_empty(rows)
+                found.append(Rows(kept, shape, tensor.dtype, tensor.device))
+        for rows, tensor in zip(found, part, strict=True):
+            some = tensor.movedim(-2, 0).contiguous()
+            if folder:
+                rows.kept.write(_bytes(some.cpu()))
+            else:
+                rows.kept[start : start + len(some)] = some
+        start += len(some)
+    for rows in found:
+        if folder:
+            rows.kept.flush()
+    return tuple(found)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: activations need {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free; "
+            "free some, raise memory.data_gb, or lower memory.layers in the profile"
+        )
+
+
+def shuffled(parts: Iterable[Activations], batch: int, buffer: int, seed: int) -> Iterator[Activations]:
+    """Batches of tokens drawn at random from a buffer of about `buffer` tokens of a stream.
+
+    Half the buffer is handed out each time it is full, so that memory does not grow with the stream.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    held, n = [], 0
+    for part in parts:
+        held.append(part)
+        n += len(part.prompt)
+        if n < buffer:
+            continue
+        x, y = torch.cat([p.x for p in held], 1), torch.cat([p.y for p in held], 1)
+        prompt, order = torch.cat([p.prompt for p in held]), torch.randperm(n, generator=draw)
+        *out, rest = order.split([batch] * (n // 2 // batch) + [n - n // 2 // batch * batch])
+        for pick in out:
+            yield Activations(x.index_select(1, pick), y.index_select(1, pick), prompt[pick])
+        held, n = [Activations(x[:, rest], y[:, rest], prompt[rest])], len(rest)
+
+
+def repeated(n: int, batch: int, seed: int) -> Iterator[Tensor]:
+    """Indices below `n`, batch after batch, epoch after epoch, each epoch in a new order."""
+    draw = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(n, generator=draw)
+        for i in range(0, max(1, n - batch + 1), batch):
+            yield order[i : i + batch]

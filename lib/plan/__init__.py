@@ -1,0 +1,1 @@
+"""What a profile needs, before it is started: `python -m lib.plan`."""

@@ -1,0 +1,248 @@
+"""The tables of a profile, and what may stand in them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
+
+from lib.book.paths import ROOT, Paths
+from lib.profiles.values import RISING, Count, Layer, Many, Place, Seed, Share, _apart, _named_apart, _Table
+from lib.texts.tool import CALCULATOR, Tool
+
+
+class Model(_Table):
+    source: Place
+    """A folder, relative to the project, or a repository on the hub."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    config: dict[str, str | int | float | bool] | None = None
+    """What counts of its `config.json`, for `make plan` before the model is downloaded."""
+
+
+class Transcoders(_Table):
+    source: Place
+    """A folder, relative to the project, or a repository on the hub; for transcoders that sae-lens saved, their
+    folder, and for a release of sae-lens its name (`lib.dictionary.sae_lens`)."""
+    revision: str | None = None
+    layout: Literal["gemma-scope", "gemma-scope-2", "gemma-scope-2-affine", "circuit-tracer"] = "gemma-scope"
+    """How its files are named and what is in them; see `lib.dictionary.dictionaries`."""
+    width: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
+    """Which width, such as `16k`, where the layout has several."""
+    percentiles: Annotated[list[Share], *RISING]
+    """Which of the L0 levels on offer, by rank, rising: 0 the sparsest, 1 the densest. Experiment 2 takes the middle one."""
+    layers: Annotated[list[Layer], *RISING] | None = None
+    """All layers where it is left out."""
+
+
+class Protocol(_Table):
+    """How a replacement is measured. The first value of each is right, the other is what the published study did."""
+
+    site: Literal["gemma-scope", "published"] = "gemma-scope"
+    """Where transcoders read and write; see `lib.model.sites`."""
+    scope: Literal["all", "prompt"] = "all"
+    """Whether generated tokens run on the replacement too. `prompt` restores position 0 of every forward
+    pass, meant for BOS; with a key-value cache every generated token is at position 0."""
+    ce_format: Literal["training", "published"] = "training"
+    """The text of teacher forcing: as in training, or without BOS and the newline before the answer."""
+
+
+class Prompts(_Table):
+    train: Many
+    """Examples of each label, tool and copy, for finetuning."""
+    validation: Many
+    test: Many
+    """Examples of each subset, `tool_ood` among them, for the evaluations."""
+    train_file: Place | None = None
+    """JSONL of `input, target, label` to use instead of generated prompts; relative to the project."""
+    test_file: Place | None = None
+    copies: Place | None = None
+    """Where the sentences to copy are from: JSONL of `text`, relative to the project, or such a file on the
+    hub, `hf://datasets/owner/name@revision/path`; generated where it is left out."""
+    seed: Seed = 0
+
+
+class Finetune(_Table):
+    rank: Count
+    alpha: PositiveFloat
+    dropout: Share
+    targets: Annotated[list[Place], Field(min_length=1), AfterValidator(_apart)]
+    lr: PositiveFloat
+    warmup: Share
+    """Share of the steps in which the learning rate rises; then a cosine to zero."""
+    epochs: Count
+    batch: Many
+    """Prompts a step."""
+    micro_batch: Many
+    """Prompts a forward pass, of which `batch` is a multiple; gradients are accumulated up to it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
+    source: Place | None = None
+    """A PEFT adapter or a merged model, in a folder or on the hub, to use instead of finetuning here."""
+    revision: str | None = None
+    """Of that source on the hub."""
+
+    @model_validator(mode="after")
+    def _accumulates_whole_passes(self) -> "Finetune":
+        if self.batch % self.micro_batch:
+            fits = max(n for n in range(1, min(self.batch, self.micro_batch) + 1) if self.batch % n == 0)
+            raise ValueError(
+                f"finetune.batch is {self.batch}, not a multiple of finetune.micro_batch, {self.micro_batch}; "
+                f"write micro_batch = {fits}, the next lower that divides it"
+            )
+        return self
+
+
+class Training(_Table):
+    """How transcoders are trained: deltas, and the organism's own base."""
+
+    lr: PositiveFloat
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2, default_factory=lambda: [0.9, 0.999])]
+    batch: Count
+    """Tokens a step."""
+    steps: Count
+    """At most; see `patience`."""
+    l1: NonNegativeFloat = 0.0
+    """Weight of the mean activation, beside the mean squared error."""
+    l1_warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps in which that weight rises from zero."""
+    threshold: NonNegativeFloat = 0.0
+    """Of the JumpReLU, where no L0 is aimed at."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products in training, as for finetuning."""
+    check_every: Count = 100
+    """Steps between two looks at the validation loss."""
+    patience: Count = 10
+    """Looks without improvement anywhere before training stops."""
+
+
+class Deltas(_Table):
+    d_new: Annotated[list[Count], *RISING]
+    training: Training
+    source: Place | None = None
+    """Trained deltas, in a folder or on the hub, to use instead of training here; see `lib.dictionary.sae_lens`."""
+    revision: str | None = None
+    """Of that source on the hub."""
+
+
+class Controls(_Table):
+    """What deltas are compared with in chapter 8, which holds activations of two models in memory."""
+
+    layers: Annotated[list[Layer], *RISING] | None = None
+    """Those replaced together there, of the layers studied; all where it is left out."""
+    prompts: Count | None = None
+    """Of each kind at most, from which controls are made; all training and validation prompts where it is left out."""
+    retrain: Training | None = None
+    """Of a whole transcoder on the finetuned model, from the base's parameters on. Left out where there is no memory for
+    it: five times the bases of these layers."""
+
+
+class Memory(_Table):
+    """How much of what deltas are trained on is held at once."""
+
+    data_gb: NonNegativeFloat = 8.0
+    """Inputs and targets of the layers trained together, in GB (1e9 bytes), that are held in memory (the GPU's, where there
+    is one); more than that goes to files under the profile's data."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of those that are trained on, and of the bases' products where targets are made; validation is in float32."""
+    layers: Count | None = None
+    """Layers whose deltas are trained together, each group after a pass of the model of its own; all where it is left out."""
+
+
+class Evaluation(_Table):
+    alphas: Annotated[list[NonNegativeFloat], *RISING, AfterValidator(_named_apart)]
+    margin: Count = 8
+    """Tokens that a generation may be longer than its target."""
+    batch: Count
+    """Prompts generated at once."""
+    tokens_batch: Count
+    """Rows in a teacher-forced forward pass: prompts, each once for every condition that shares the pass."""
+
+
+class OrganismModel(_Table):
+    """The size of the organism and of its pretraining."""
+
+    vocab_size: Count
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    n_key_value_heads: Count
+    d_head: Count
+    d_mlp: Count
+    sliding_window: Count
+    context: Count
+    """Tokens a row."""
+    batch: Count
+    """Rows a step."""
+    steps: Count
+    lr: PositiveFloat
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
+    compile: bool = False
+    """By torch.compile, which needs a C++ compiler and a minute: worth it on long runs."""
+    seed: Seed = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen in training."""
+        return self.steps * self.batch * self.context
+
+
+class OrganismTranscoders(_Table):
+    """The organism's base transcoders."""
+
+    d_sae: Count
+    l0: Annotated[list[PositiveFloat], *RISING]
+    """The mean numbers of active features aimed at, one transcoder a layer for each."""
+    training: Training
+
+
+class Organism(_Table):
+    model: OrganismModel
+    transcoders: OrganismTranscoders
+    probes: Count
+    """Held-out examples behind each rate of the model card."""
+    probe_tokens: Count
+    """Held-out tokens behind its figures of the transcoders."""
+
+
+class Profile(_Table):
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
+    """That of its file, and of its folders under `data`, `build` and `figures`."""
+    model: Model
+    transcoders: Transcoders
+    prompts: Prompts
+    finetune: Finetune
+    deltas: Deltas
+    controls: Controls = Controls()
+    evaluation: Evaluation
+    tool: Tool = CALCULATOR
+    """The grammar of a call: `open before argument after close`."""
+    protocol: Protocol = Protocol()
+    memory: Memory = Memory()
+    seed: Seed = 0
+    organism: Organism | None = None
+    """Only where this project makes the model itself."""
+
+    @model_validator(mode="after")
+    def _has_its_prompts(self) -> "Profile":
+        for key in ("train_file", "test_file"):
+            if self.tool.argument == "text" and not getattr(self.prompts, key):
+                raise ValueError(f"tool.argument is 'text', and the project writes arithmetic alone; name your prompts.{key}")
+        return self
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.name)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders of this machine that the profile names."""
+        asked, sources = self.prompts, (self.model, self.transcoders, self.finetune, self.deltas)
+        files = [f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
+        named = [ROOT / name for name in (*files, *(table.source for table in sources if table.source))]
+        return [path for path in named if path.exists()]
+
+    @property
+    def made(self) -> list[Path]:
+        """What chapters 1 to 3 make, and all others read."""
+        return [self.paths.prompts, self.paths.finetuned, self.paths.deltas / self.protocol.site]

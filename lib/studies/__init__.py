@@ -1,0 +1,1 @@
+"""What only one study needs, a folder or a file each."""

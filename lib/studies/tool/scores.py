@@ -1,0 +1,148 @@
+"""What answers are worth under the tool's grammar, as rows of tables."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from lib.book import stats
+from lib.book.stats import Estimate, rate
+from lib.measure.evaluation import RAW, Condition, generations, teacher_forced
+from lib.model.models import LanguageModel
+from lib.profiles.tables import Profile
+from lib.studies.tool import scores
+from lib.texts.prompts import Prompt
+from lib.texts.tool import Tool, without_special
+
+
+def measure(
+    profile: Profile,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition] = (RAW,),
+    progress: str | None = None,
+) -> list[pd.DataFrame]:
+    """`teacher_forced`, and with it each prompt's `generation` and its outcomes (`metrics.outcomes`)."""
+    # what teacher forcing says of greedy decoding holds where both run on the same text and replacement
+    alike = profile.protocol.scope == "all" and profile.protocol.ce_format == "training"
+    tables = teacher_forced(profile, model, prompts, conditions, progress)
+    writing = progress and f"{progress}, writing"
+    wrote = generations(profile, model, prompts, conditions, [table.exact & alike for table in tables], writing)
+    for texts, table in zip(wrote, tables, strict=True):
+        table["generation"] = texts
+        outcomes = scores.outcomes(profile.tool, [p.target for p in prompts], texts)
+        table[list(outcomes)] = outcomes
+    return tables
+
+
+def rescored(
+    profile: Profile,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    tables: list[pd.DataFrame],
+) -> list[pd.DataFrame]:
+    """Tables of `measure` with teacher forcing in the profile's format, and the generations that they have."""
+    kept = ["generation", *scores.OUTCOMES]
+    forced = teacher_forced(profile, model, prompts, conditions)
+    return [new.join(old[kept]) for new, old in zip(forced, tables, strict=True)]
+
+
+def against(table: pd.DataFrame, raw: pd.DataFrame) -> dict[str, float]:
+    """A condition minus the raw model, paired by prompt: `ce_rise` in nats a token of the answer, `calls_rise` in calls,
+    `call_log_prob_rise` in nats.
+
+    `p_ce` and `p_calls` are two-sided, of sign flips of whole templates, not yet adjusted for a family.
+    """
+    units = table.template
+    rises = {
+        "ce_rise": stats.ratio(table.nats - raw.nats, raw.tokens, units),
+        "calls_rise": stats.rate_difference(table.tool_call_rate, raw.tool_call_rate, units),
+        "call_log_prob_rise": stats.difference(table.call_log_prob, raw.call_log_prob, units),
+    }
+    p_values = {
+        "p_ce": stats.paired_p(table.nats, raw.nats, units),
+        "p_calls": stats.paired_p(table.tool_call_rate, raw.tool_call_rate, units),
+    }
+    return stats.columns(rises) | p_values
+
+
+KL_WHERE = {"question": "over the question", "decision": "at the first token of the answer", "body": "over the rest of it"}
+"""Where KL(raw || replaced) is summed; finetuning scored all but the question."""
+
+KL_PARTS = tuple(KL_WHERE)
+
+
+def total_kl(table: pd.DataFrame) -> pd.Series:
+    """KL(raw || replaced) of each prompt, over all its tokens, nats."""
+    return sum(table[f"kl_{part}"] for part in KL_PARTS)
+
+
+def gaps(table: pd.DataFrame, base: pd.DataFrame, raw: pd.DataFrame) -> dict[str, stats.Estimate]:
+    """How much of what the base alone loses a condition wins back (`stats.gap_closed`): in CE of the answer, in KL by
+    `KL_PARTS` and in all, in calls.
+
+    `kl` is the condition's own loss.
+    """
+    units = table.template
+    closed = {"kl": [total_kl(t) for t in (base, table, raw)]}
+    closed |= {f"kl_{part}": [t[f"kl_{part}"] for t in (base, table, raw)] for part in KL_PARTS}
+    closed |= {"ce": [base.nats, table.nats, raw.nats], "calls": [-t.tool_call_rate.astype(float) for t in (base, table, raw)]}
+    found = {f"{name}_gap_closed": stats.gap_closed(*losses, units) for name, losses in closed.items()}
+    return {"kl": stats.mean(total_kl(table), units)} | found
+
+
+def summary(table: pd.DataFrame) -> dict[str, float]:
+    """The row of a condition, in the published tables' columns where they have one, each with its interval."""
+    units = table.template
+    means = {"mean_ce": ("nats", "tokens")}
+    means |= {f"mean_abs_{name}_acts": (f"{name}_acts", "positions") for name in ("base", "delta")}
+    means |= {f"{name}_l0": (f"{name}_l0", "positions") for name in ("base", "delta")}
+    found = {
+        name: stats.ratio(table[total], table[count], units) if total in table else stats.NOTHING
+        for name, (total, count) in means.items()
+    }
+    plain = (*(f"kl_{part}" for part in KL_PARTS), "call_log_prob", "logit_difference")
+    found |= {name: stats.mean(table[name], units) for name in plain}
+    found |= scores.rates(table[list(scores.OUTCOMES)], units)
+    counts = {"n_examples": len(table), "n_clusters": units.nunique(), "n_tokens": int(table.tokens.sum())}
+    return stats.columns(found) | counts
+
+
+def records(condition: str, prompts: Sequence[Prompt], wrote: Sequence[str], **more) -> list[dict]:
+    """Generations as they are kept in JSONL."""
+    return [
+        {"condition": condition, **more, "input": p.input, "target": p.target, "generation": text}
+        for p, text in zip(prompts, wrote, strict=True)
+    ]
+
+
+TOOL_RATES = ("tool_call_rate", "valid_tool_format_rate", "parsed_rate", "math_correct_rate")
+
+OUTCOMES = (*TOOL_RATES, "exact_match_rate")
+
+
+def outcomes(tool: Tool, targets: Iterable[str], generations: Iterable[str]) -> pd.DataFrame:
+    """One row per generation of true or false: the four of `TOOL_RATES`, and `exact_match_rate`.
+
+    `math_correct_rate`, whether the first call asks what the target asks, is missing where the target is no call of a
+    defined value; `parsed_rate` is of the whole text as one strict call. Special tokens at the end of a text are no text.
+    """
+    rows = []
+    for target, generation in zip(targets, generations, strict=True):
+        rows.append({
+            "tool_call_rate": tool.called(generation),
+            "valid_tool_format_rate": tool.well_formed(generation),
+            "parsed_rate": tool.argument_of(generation) is not None,
+            "math_correct_rate": tool.right(generation, target),
+            "exact_match_rate": without_special(generation) == without_special(target),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def rates(outcomes: pd.DataFrame, clusters: pd.Series | None = None) -> dict[str, Estimate]:
+    """Every column of `outcomes` as a rate, over the rows that have it; `clusters` has the template of each row."""
+    found = {}
+    for name in outcomes:
+        given = outcomes[name].notna()
+        found[name] = rate(outcomes[name][given].astype(bool), None if clusters is None else clusters[given])
+    return found

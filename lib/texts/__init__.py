@@ -1,0 +1,1 @@
+"""Texts and what is right about them; no torch."""
