@@ -2,8 +2,7 @@
 
     python -m lib.bench --profile nano [--only TASK ...] [--again]
 
-writes `results/bench.csv`, a row for each task, size and other; `results/bench_growth.csv`, how cost grows; and the
-figure `bench_ratios`. Ours and the other run by turns in one process, on the same data. `ratio` is the median of
+writes `results/bench.csv`, a row for each task, size and other, and the figure `bench_ratios`. Ours and the other run by turns in one process, on the same data. `ratio` is the median of
 other over ours, pair by pair, and its interval is of order statistics (`scipy.stats.quantile_test`): with six pairs
 the smallest and the largest ratio, which hold the median in 97% of cases. Rows of the same code and machine are kept; an
 interrupted run goes on.
@@ -26,7 +25,7 @@ from lib.bench.workplace import Amount
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="nano", help="a name, or the path of a .toml file")
-    parser.add_argument("--only", nargs="+", metavar="TASK", help="these tasks, or `growth`; all others stay as they are")
+    parser.add_argument("--only", nargs="+", metavar="TASK", help="these tasks; all others stay as they are")
     parser.add_argument("--again", action="store_true", help="also rows that are there from the same code")
     arguments = parser.parse_args()
     try:

@@ -4,17 +4,14 @@ import functools
 import shutil
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import linregress, t
 
 from lib.bench import as_published, trainers
 from lib.bench.timing import COLUMNS, Job, Run, code, kept, run, timed
 from lib.bench.trainers import SPARSIFY, Layers
 from lib.bench.workplace import PUBLISHED, Amount, Workplace
 from lib.book import plots
-from lib.dictionary import deltas
 from lib.profiles.tables import Profile
 from lib.studies.tool import experiments
 
@@ -74,58 +71,6 @@ def jobs(work: Workplace) -> Iterator[Job]:
             yield Job("many", size, other, side(trainers.our_step, place), side(step, place), place)
 
 
-# --- how cost grows ---
-
-
-def growths(work: Workplace) -> Iterator[tuple[str, str, int, Callable[[int], float]]]:
-    """Task, what grows, its smallest size, and the seconds at a size."""
-    profile, amount = work.profile, work.amount
-    learn, d_model = profile.deltas.training, work.load()[0].config.hidden_size
-    learn = learn.model_copy(update={"batch": amount.batch, "precision": "float32"})
-    settings = learn.model_copy(update={"steps": amount.steps, "check_every": amount.steps})
-
-    def step(layers: int = 1, at_once: int = 1, d_new: int = 32) -> float:
-        held = trainers.random_layers(layers, at_once, d_model, 8 * d_model, d_new, 2 * amount.batch)
-        return trainers.our_step(held, settings) * held.n
-
-    def epochs(tokens: int) -> float:
-        """The base once, then three epochs."""
-        held = trainers.random_layers(1, 1, d_model, 8 * d_model, 32, tokens)
-        steps = 3 * tokens // amount.batch
-        often = learn.model_copy(update={"steps": steps, "check_every": steps})
-
-        def learn_all() -> None:
-            target = deltas.left_by([[held.base]], held.x[:, 0], held.y[:, 0])
-            deltas.fit(often, (held.x, target), (held.x[..., :64, :], target[..., :64, :]), [32], 0)
-
-        return timed(learn_all)().seconds
-
-    def capture(prompts: int, layers: list[int] | None = None) -> float:
-        return timed(lambda: work.captured(work.model, "train", prompts, layers))().seconds
-
-    yield "capture", "prompts", max(1, amount.capture // amount.growth), capture
-    yield "capture", "layers", 1, lambda n: capture(amount.capture // 4, work.layers[:n])
-    yield "training", "tokens", 2 * amount.batch, epochs
-    yield "training step", "layers", 1, lambda n: step(layers=n)
-    yield "training step", "deltas at once", 1, lambda n: step(at_once=n)
-    yield "training step", "d_new", 8, lambda n: step(d_new=n)
-
-
-def exponent(sizes: list[int], seconds: list[float]) -> dict[str, float]:
-    """The slope of log seconds on log size, with its 95% t interval."""
-    line = linregress(np.log(sizes), np.log(seconds))
-    half = t.ppf(0.975, len(sizes) - 2) * line.stderr
-    return {"exponent": line.slope, "exponent_low": line.slope - half, "exponent_high": line.slope + half, "n": len(sizes)}
-
-
-def grown(smallest: int, seconds: Callable[[int], float], most: int, runs: int) -> dict[str, float]:
-    """The row of one growth: sizes `smallest` to `most` times as large, all of them in turn, several times."""
-    sizes = [smallest * 2**k for k in range(most.bit_length())]
-    seconds(sizes[0])  # warms up
-    found = [(size, seconds(size)) for _ in range(runs) for size in sizes]
-    return {"smallest": sizes[0], "largest": sizes[-1], **exponent(*map(list, zip(*found, strict=True)))}
-
-
 # --- the tables and the figure ---
 
 
@@ -163,14 +108,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again: bool = False) -> pd.DataFrame:
-    """Both tables and the figure; returns `bench.csv`."""
+    """The table and the figure; returns `bench.csv`."""
     work, mark = Workplace(profile, amount), code(profile)
     rows = {(job.task, job.size, job.other): functools.partial(run, job, amount.runs) for job in jobs(work)}
-    curves = {
-        (task, of): functools.partial(grown, smallest, seconds, most(work, of), max(2, amount.runs // 2))
-        for task, of, smallest, seconds in growths(work)
-    }
-    known = sorted({key[0] for key in rows} | {"growth"})
+    known = sorted({key[0] for key in rows})
     if only and (unknown := set(only) - set(known)):
         raise ValueError(f"--only {', '.join(sorted(unknown))}: no such task; there are {', '.join(known)}")
     if trainers.sparsify_step not in trainers.others().values():
@@ -178,15 +119,8 @@ def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again
     folder, asked = profile.paths.results, {key: value for key, value in rows.items() if not only or key[0] in only}
     try:
         table = kept(folder / "bench.csv", COLUMNS[:3], asked, mark, again, not only)
-        if not only or "growth" in only:
-            kept(folder / "bench_growth.csv", ["task", "of"], curves, mark, again, True)
     finally:
         shutil.rmtree(work.scratch.paths.data, ignore_errors=True)
     if len(table):
         figure(table, profile)
     return table
-
-
-def most(work: Workplace, of: str) -> int:
-    """How many times larger than the smallest the largest size is: there are only so many layers."""
-    return len(work.layers) if of == "layers" else work.amount.growth

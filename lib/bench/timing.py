@@ -1,6 +1,5 @@
 """Two things run by turns, and what is kept of it."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import quantile_test
 
-from lib.book import results
+from lib.book import fingerprint, results
 from lib.book.paths import ROOT
 from lib.model import precision
 from lib.profiles.tables import Profile
@@ -69,10 +67,9 @@ def run(job: Job, runs: int) -> dict:
 
 
 def code(profile: Profile) -> str:
-    """A mark of the code, the profile, the versions and the machine that a row is from."""
-    parts = [file.read_bytes() for file in sorted((ROOT / "lib").glob("*.py"))]
-    parts += [text.encode() for text in (profile.model_dump_json(), torch.__version__, precision.machine())]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:10]
+    """A mark of the code behind the bench, the profile, the versions and the machine that a row is from."""
+    behind = fingerprint.code(ROOT / "lib/bench/report.py")
+    return fingerprint.fingerprint(behind, profile, fingerprint.versions(), precision.machine())[:10]
 
 
 def kept(

@@ -42,8 +42,6 @@ class Amount:
     steps: int = 8
     at_once: int = 8
     """Deltas of a single layer that learn together."""
-    growth: int = 16
-    """The largest of the sizes, powers of two, over which growth is fitted."""
 
 
 class Workplace:

@@ -18,9 +18,7 @@ from lib.model import activations, encoding
 from lib.studies.tool import experiments, splits
 from lib.texts import jsonl
 
-AMOUNT = workplace.Amount(
-    runs=2, capture=6, exp1=3, exp2=3, cut=10, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2, growth=2
-)
+AMOUNT = workplace.Amount(runs=2, capture=6, exp1=3, exp2=3, cut=10, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +126,6 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
     assert same["size"].endswith("one recipe") and same.ours_loss == pytest.approx(same.other_loss, rel=1e-3)
     assert theirs.ours_loss == same.ours_loss != theirs.other_loss
     assert not work.scratch.paths.data.exists()
-    growth = pd.read_csv(work.profile.paths.results / "bench_growth.csv")
-    assert (growth.exponent_low <= growth.exponent).all() and set(growth.of) >= {"layers", "d_new", "deltas at once", "tokens"}
     assert drawn == [("bench_ratios", len(table))]
 
     file = work.profile.paths.results / "bench.csv"
@@ -175,9 +171,3 @@ def test_the_interval_is_the_smallest_and_the_largest_of_six():
     side = lambda: timing.Run(next(seconds))
     row = timing.alternate(side, side, 6)
     assert (row["ratio_low"], row["ratio"], row["ratio_high"]) == (2, 4.5, 7) and row["ours_seconds"] == 1
-
-
-def test_the_exponent_of_a_known_law():
-    row = report.grown(2, lambda n: 3.0 * n**1.5, 16, 2)
-    assert row["exponent"] == pytest.approx(1.5) and (row["smallest"], row["largest"], row["n"]) == (2, 32, 10)
-    assert row["exponent_low"] <= 1.5 + 1e-9 and row["exponent_high"] >= 1.5 - 1e-9
