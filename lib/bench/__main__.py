@@ -2,10 +2,10 @@
 
     python -m lib.bench --profile nano [--only TASK ...] [--again]
 
-writes `results/bench.csv`, a row for each task, size and other, and the figure `bench_ratios`. Ours and the other run by turns in one process, on the same data. `ratio` is the median of
-other over ours, pair by pair, and its interval is of order statistics (`scipy.stats.quantile_test`): with six pairs
-the smallest and the largest ratio, which hold the median in 97% of cases. Rows of the same code and machine are kept; an
-interrupted run goes on.
+writes `results/bench.csv`, a row for each task, size and other, and the figure `bench_ratios`. Ours and the other run
+by turns in one process, on the same data. `ratio` is the median of other over ours, pair by pair, and its interval is
+of order statistics (`scipy.stats.quantile_test`): with six pairs the smallest and the largest ratio, which hold the
+median in 97% of cases. Rows of the same code and machine are kept; an interrupted run goes on.
 
 `training` is of the whole grid, with all that is done once. The row with both sides by one recipe, the profile's, says
 what the order of work is worth. Beside it stands a row in which the published procedure has its own recipe, of which the
