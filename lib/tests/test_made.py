@@ -212,3 +212,27 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(RuntimeError, match="something else"):
         with replacing(tmp_path / "a.pt"):
             raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    ("file", "chapters"),
+    [
+        ("lib/plan/needs.py", set()),
+        ("lib/bench/report.py", set()),
+        ("lib/nano/pretrain.py", {"00_model_organism"}),
+        ("lib/studies/tool/leftover.py", {"08_controls"}),
+        ("lib/studies/tool/seeds.py", {"10_claims"}),
+        ("lib/widgets.py", {"06_exp2b_dose"}),
+        ("lib/book/stats.py", None),
+    ],
+)
+def test_a_change_in_lib_makes_only_the_chapters_that_stand_on_it_again(monkeypatch, file, chapters):
+    """`None`: nearly all. Comments and docstrings make none."""
+    all_of = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+    before, source = {f.stem: fingerprint.code(f) for f in all_of}, fingerprint._source
+    for change, expected in (("# said", set()), ("changed = 1", chapters)):
+        with monkeypatch.context() as patch:
+            patch.setattr(fingerprint, "_source", lambda f, c=change: source(f) + f"\n{c}\n" * (f == ROOT / file))
+            after = {f.stem: fingerprint.code(f) for f in all_of}
+        changed = {name for name in before if before[name] != after[name]}
+        assert len(changed) > 6 if expected is None else changed == expected
