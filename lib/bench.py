@@ -19,6 +19,7 @@ import functools
 import hashlib
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -387,7 +388,8 @@ def kept(
 def figure(table: pd.DataFrame, profile: Profile) -> None:
     """The ratios, on a logarithmic axis."""
     fig = go.Figure()
-    rows = table.assign(row=table.task + ": " + table["size"])
+    titles = (table.task + ": " + table["size"]).map(lambda title: "\n".join(textwrap.wrap(title, 64)))
+    rows = table.assign(row=titles)
     for index, (other, part) in enumerate(rows.groupby("other", sort=False)):
         style = plots.look(other, index)
         interval = dict(array=part.ratio_high - part.ratio, arrayminus=part.ratio - part.ratio_low, thickness=1.2, width=3)
@@ -399,7 +401,7 @@ def figure(table: pd.DataFrame, profile: Profile) -> None:
         autorange="reversed"
     )
     fig.update_layout(
-        height=200 + 36 * rows.row.nunique(),
+        height=200 + 44 * rows.row.nunique(),
         width=1250,
         margin_t=80,
         legend=dict(orientation="h", y=1.02, yanchor="bottom", x=1, xanchor="right"),
