@@ -14,7 +14,7 @@ from lib.paths import NOTEBOOKS, ROOT
 from lib.plots import has_chrome
 
 PATHS = profiles.Paths("hostile")
-PROFILE = PATHS.data.with_suffix(".toml")
+PROFILE = PATHS.build.with_suffix(".toml")
 CHAPTERS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 PAYLOAD = "<img src=q onerror=self.owned=1>"
 
@@ -31,7 +31,8 @@ def book():
     """The book on `smoke` with a tag in its paths, prompts and templates that would run, were it live in a page."""
     for folder in (PATHS.build, PATHS.figures, PATHS.data):
         shutil.rmtree(folder, ignore_errors=True)
-    asked = PATHS.data.with_suffix(".jsonl")
+    asked = PROFILE.with_suffix(".jsonl")
+    asked.parent.mkdir(exist_ok=True)
     with asked.open("w") as file:
         for label in prompts.SUBSETS:
             for i, prompt in enumerate(prompts.generate(label, 8, "test", 0)):
