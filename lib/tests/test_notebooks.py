@@ -12,6 +12,7 @@ import pytest
 from lib import profiles, prompts
 from lib.paths import NOTEBOOKS, ROOT
 from lib.plots import has_chrome
+from lib.tests import test_make
 
 PATHS = profiles.Paths("hostile")
 PROFILE = PATHS.build.with_suffix(".toml")
@@ -20,10 +21,8 @@ PAYLOAD = "<img src=q onerror=self.owned=1>"
 
 
 def make(*arguments):
-    """make, without what an outer make hands down."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
-    command = ["make", *arguments, f"PROFILE={PROFILE.relative_to(ROOT)}"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    """make, for this profile."""
+    return test_make.make(*arguments, f"PROFILE={PROFILE.relative_to(ROOT)}")
 
 
 @pytest.fixture(scope="module")
