@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import textwrap
 from collections.abc import Callable, Iterator
 
 import pandas as pd
@@ -74,10 +75,15 @@ def jobs(work: Workplace) -> Iterator[Job]:
 # --- the tables and the figure ---
 
 
+def titles(table: pd.DataFrame) -> pd.Series:
+    """What each row timed, in words."""
+    return table.task + ": " + table["size"]
+
+
 def figure(table: pd.DataFrame, profile: Profile) -> None:
     """The ratios, on a logarithmic axis."""
     fig = go.Figure()
-    rows = table.assign(row=table.task + ": " + table["size"])
+    rows = table.assign(row=titles(table).map(lambda title: "\n".join(textwrap.wrap(title, 64))))
     for index, (other, part) in enumerate(rows.groupby("other", sort=False)):
         style = plots.look(other, index)
         interval = dict(array=part.ratio_high - part.ratio, arrayminus=part.ratio - part.ratio_low, thickness=1.2, width=3)
@@ -89,7 +95,7 @@ def figure(table: pd.DataFrame, profile: Profile) -> None:
         autorange="reversed"
     )
     fig.update_layout(
-        height=200 + 36 * rows.row.nunique(),
+        height=200 + 44 * rows.row.nunique(),
         width=1250,
         margin_t=80,
         legend=dict(orientation="h", y=1.02, yanchor="bottom", x=1, xanchor="right"),
@@ -101,7 +107,7 @@ def figure(table: pd.DataFrame, profile: Profile) -> None:
 def markdown(table: pd.DataFrame) -> str:
     """The ratios for reading, a row for each task and a column for each other, as `value [low, high]`."""
     cells = [f"{row.ratio:.3g} [{row.ratio_low:.3g}, {row.ratio_high:.3g}]" for row in table.itertuples()]
-    rows = (table.task + ": " + table["size"]).rename("seconds of the other / seconds of ours")
+    rows = titles(table).rename("seconds of the other / seconds of ours")
     wide = pd.Series(cells, index=[rows, table.other]).unstack().reindex(index=rows.unique(), columns=table.other.unique())
     lines = [[wide.index.name, *wide.columns], ["---"] * (1 + wide.shape[1]), *wide.fillna("").reset_index().values.tolist()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

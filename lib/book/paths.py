@@ -85,7 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
             ) from None
         raise
     finally:
-        discard(temporary)
+        _remove(temporary)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

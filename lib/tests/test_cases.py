@@ -1,20 +1,17 @@
 """Inputs that once failed, as they were found (`../shared/cases`); their kinds are rebuilt in the other tests."""
 
-import json
 import shutil
 
 import pytest
 import torch
 
-from lib import profiles
-from lib.book.paths import Paths
 from lib.dictionary import bases
 from lib.model import models
 from lib.model.generation import generate
 from lib.score import score
 from lib.tests.test_generation import TEXTS, by_argmax
 from lib.tests.test_imports import saved_by_sae_lens, settings
-from lib.tests.test_make import make
+from lib.tests.test_make import built, make
 
 
 @pytest.fixture
@@ -53,13 +50,7 @@ def test_odd_names_of_sources_are_names(cases, tmp_path):
     place, file = (line.split(": ", 1)[1] for line in (cases / "names_in_sources.txt").read_text().strip().splitlines())
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / file).touch()
-    text = (profiles.FOLDER / "smoke.toml").read_text()
-    profile = tmp_path / "case-names.toml"
-    profile.write_text(text.replace('"data/smoke/model"', json.dumps(str(tmp_path / place))))
-    build = Paths("case-names").build
-    build.mkdir(parents=True, exist_ok=True)
-    (build / "base").touch()
-    found = [make("-n", "all", f"PROFILE={profile}") for _ in range(2)]
-    shutil.rmtree(build)
+    with built(tmp_path, "case-names", tmp_path / place) as profile:
+        found = [make("-n", "all", f"PROFILE={profile}") for _ in range(2)]
     assert all(done.returncode == 0 and "-m lib.run" in done.stdout for done in found)
     assert not list(tmp_path.rglob("MARKER")) and "MARKER" not in found[0].stdout

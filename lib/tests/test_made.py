@@ -30,8 +30,9 @@ def profile(tmp_path, monkeypatch, smoke):
 # --- tables ---
 
 
-def made(profile, factor=2, redraw=False, count=None, besides=None):
-    count = [] if count is None else count
+def made(profile, factor=2, redraw=False, besides=None):
+    """The table, and how often it was computed for it."""
+    count = []
 
     def compute():
         count.append(1)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -24,6 +25,20 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 def make(*arguments, cwd=ROOT, **environment):
     """make, without what an outer make hands down."""
     return subprocess.run(["make", *arguments], cwd=cwd, capture_output=True, text=True, env=CLEAN | environment)
+
+
+@contextmanager
+def built(folder: Path, name: str, model: Path):
+    """A profile of that model, whose organism is made as far as make can tell; gives the profile's path."""
+    profile, build = folder / f"{name}.toml", Paths(name).build
+    text = (profiles.FOLDER / "smoke.toml").read_text()
+    profile.write_text(text.replace('"data/smoke/model"', json.dumps(str(model))))
+    build.mkdir(parents=True, exist_ok=True)
+    (build / "base").touch()
+    try:
+        yield profile
+    finally:
+        shutil.rmtree(build)
 
 
 @pytest.fixture
@@ -55,17 +70,10 @@ def test_names_of_files_that_a_profile_names_reach_no_rule(tmp_path):
     model.mkdir(parents=True)
     for name in ("$(shell touch MARKER)", "a b", "c:d", "100%", "e#f", "`touch MARKER`"):
         (model / name).touch()
-    text = (profiles.FOLDER / "smoke.toml").read_text()
-    (tmp_path / "odd-names.toml").write_text(text.replace('"data/smoke/model"', json.dumps(str(model))))
-    build = Paths("odd-names").build
-    build.mkdir(parents=True, exist_ok=True)
-    try:
-        (build / "base").touch()
-        first, again = (make("-n", "all", f"PROFILE={tmp_path}/odd-names.toml") for _ in range(2))
+    with built(tmp_path, "odd-names", model) as profile:
+        first, again = (make("-n", "all", f"PROFILE={profile}") for _ in range(2))
         (model / "$(shell touch OTHER)").touch()
-        changed = make("-n", "all", f"PROFILE={tmp_path}/odd-names.toml")
-    finally:
-        shutil.rmtree(build)
+        changed = make("-n", "all", f"PROFILE={profile}")
     for done in (first, again, changed):
         assert done.returncode == 0 and done.stdout.count("-m lib.run") == len(list(NOTEBOOKS.glob("*.ipynb"))), done.stderr
     assert not any((place / name).exists() for place in (ROOT, model, Path.cwd()) for name in ("MARKER", "OTHER"))

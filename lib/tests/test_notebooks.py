@@ -12,19 +12,18 @@ import pytest
 from lib import profiles
 from lib.book.paths import NOTEBOOKS, ROOT, Paths
 from lib.book.plots import has_chrome
+from lib.tests import test_make
 from lib.texts import prompts
 
 PATHS = Paths("hostile")
-PROFILE = PATHS.data.with_suffix(".toml")
+PROFILE = PATHS.build.with_suffix(".toml")
 CHAPTERS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 PAYLOAD = "<img src=q onerror=self.owned=1>"
 
 
 def make(*arguments):
-    """make, without what an outer make hands down."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
-    command = ["make", *arguments, f"PROFILE={PROFILE.relative_to(ROOT)}"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    """make, for this profile."""
+    return test_make.make(*arguments, f"PROFILE={PROFILE.relative_to(ROOT)}")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,8 @@ def book():
     """The book on `smoke` with a tag in its paths, prompts and templates that would run, were it live in a page."""
     for folder in (PATHS.build, PATHS.figures, PATHS.data):
         shutil.rmtree(folder, ignore_errors=True)
-    asked = PATHS.data.with_suffix(".jsonl")
+    asked = PROFILE.with_suffix(".jsonl")
+    asked.parent.mkdir(exist_ok=True)
     with asked.open("w") as file:
         for label in prompts.SUBSETS:
             for i, prompt in enumerate(prompts.generate(label, 8, "test", 0)):
