@@ -17,7 +17,14 @@ NAME := $(basename $(notdir $(PROFILE)))
 TOML := $(if $(filter %.toml,$(PROFILE)),$(PROFILE),lib/profiles/$(PROFILE).toml)
 BUILD := build/$(NAME)
 PYTHON := .venv/bin/python
-CHAPTERS := $(patsubst notebooks/%.ipynb,$(BUILD)/%.ipynb,$(sort $(wildcard notebooks/*.ipynb)))
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+
+# Which study a chapter belongs to stands in its own metadata, as `"study": "tool"`; chapters of a study without a table in
+# the profile are left out.
+study = $(shell sed -n 's/^  *"study": "\([a-z_]*\)".*/\1/p' '$(1)')
+TABLES := $(shell sed -n 's/^ *\[*"*\([a-z_]*\).*/\1/p' '$(TOML)' 2> /dev/null)
+CHAPTERS := $(foreach n,$(NOTEBOOKS),$(if $(filter $(or $(call study,$(n)),any),any $(TABLES)),$(n:notebooks/%=$(BUILD)/%)))
+WITHOUT := $(filter-out $(TABLES),$(sort $(foreach n,$(NOTEBOOKS),$(call study,$(n)))))
 RUN = @$(PYTHON) -m lib.run
 
 # idle threads spin only briefly; chapters side by side (-j) would stall one another, and beside other work lib.run lets none spin
@@ -41,6 +48,7 @@ endif
 
 all: $(CHAPTERS)
 	@$(PYTHON) -m lib.book.plots
+	@for study in $(WITHOUT); do echo "The study $$study is left out: $(TOML) has no table [$$study]."; done
 	@echo "The book: $(BUILD)/*.html. Figures: figures/$(NAME)/. Tables: data/$(NAME)/results/."
 
 # A .venv is made anew where its interpreter is gone or has become another, as after an upgrade of the system.
@@ -90,7 +98,7 @@ $(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/
 
 # Which chapter works on the results of which stands in its own metadata, as `"after": "01_prompts 02_finetune_lora"`.
 after = $(shell sed -n 's/^  *"after": "\([0-9a-z_ ]*\)".*/\1/p' '$(1)')
-$(foreach n,$(wildcard notebooks/[0-9]*.ipynb),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call after,$(n)))))
+$(foreach n,$(NOTEBOOKS),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call after,$(n)))))
 
 LONG := notebooks real_profiles killed planted plan deltas# what takes long is begun first
 test: export OMP_NUM_THREADS = 1
@@ -120,7 +128,7 @@ plan: .venv/installed
 	@$(PYTHON) -m lib.plan --profile $(PROFILE)
 
 figures: .venv/installed
-	@for chapter in $(sort $(wildcard notebooks/*.ipynb)); do \
+	@for chapter in $(CHAPTERS:$(BUILD)/%=notebooks/%); do \
 	  $(PYTHON) -m lib.run $$chapter --profile $(PROFILE) --redraw || exit 1; done
 
 base: .venv/installed
@@ -128,7 +136,7 @@ base: .venv/installed
 
 # the other trainers are there (sae-lens) or installed now; without a network the bench goes on and says which one it lacks
 bench: $(BUILD)/03_delta_transcoders.ipynb
-	-@.venv/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c "from lib.trainers import SPARSIFY; print(SPARSIFY)")
+	-@.venv/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c "from lib.bench.trainers import SPARSIFY; print(SPARSIFY)")
 	@TQDM_DISABLE=1 $(PYTHON) -m lib.bench --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 clean:

@@ -8,7 +8,7 @@
 - `circuit-tracer`: base + delta of every layer as a transcoder set, `config.yaml` and `layer_<i>.safetensors`.
 - `hub`: as `sae-lens`, with a model card.
 
-Without `--layer`, `--d-new` or `--percentile`: every layer studied, the widest delta, the middle percentile.
+Without `--layer`, `--d-new` or `--percentile`: every layer studied, the widest delta, the middle L0 rank.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,41 +26,43 @@ from safetensors.torch import save_file
 from lib import profiles
 from lib.book.paths import replacing
 from lib.dictionary import deltas
-from lib.dictionary.bases import choose, on_offer
-from lib.dictionary.dictionaries import BaseDelta, Transcoder, as_one
+from lib.dictionary.bases import level
+from lib.dictionary.dictionaries import BaseDelta, Dictionary, as_one
 from lib.dictionary.layouts import save_npz
 from lib.dictionary.release import Delta, Job, card
 from lib.model import models
 from lib.model.encoding import bos_id
 from lib.model.models import LanguageModel
+from lib.model.sites import Site
 from lib.profiles.tables import Profile
 
 
-def collect(profile: Profile, layers: list[int] | None, d_new: int | None, percentile: float | None, alpha: float) -> Job:
+def collect(profile: Profile, layers: list[int] | None, d_new: int | None, rank: float | None, alpha: float) -> Job:
     """The trained deltas to export; a one-line `ValueError` for what was not trained or no library could use."""
     widest, middle = deltas.widest(profile)
-    d_new, percentile = d_new or widest, middle if percentile is None else percentile
+    d_new, rank, name = d_new or widest, middle if rank is None else rank, profile.tool.protocol.site
     model, found = models.load(profile, profile.paths.finetuned), []
-    if model.site.by_root:
+    if model.site(name, 0).scale != 1:
         raise ValueError(
-            f"profile {profile.name}: protocol.site {model.site.name!r} scales by sqrt(d_model), which no other library does; "
+            f"profile {profile.name}: tool.protocol.site {name!r} scales by sqrt(d_model), which no other library does; "
             "export under another site"
         )
     for layer in layers or models.layers_of(profile, model.n_layers):
-        file = deltas.delta_file(profile, model, layer, d_new, percentile)
+        site = model.site(name, layer)
+        file = deltas.delta_file(profile.paths.deltas, site, d_new, rank)
         if not file.exists():
             raise ValueError(
-                f"{file}: no such delta; profile {profile.name} has d_new {profile.deltas.d_new}, "
-                f"percentiles {profile.transcoders.percentiles} and layers below {model.n_layers}, made by chapter 3"
+                f"{file}: no such delta; profile {profile.name} has d_new {profile.tool.deltas.d_new}, "
+                f"L0 ranks {profile.transcoders.l0_ranks} and layers below {model.n_layers}, made by chapter 3"
             )
-        load = partial(_pair, profile, model, layer, d_new, percentile, alpha)
-        l0 = choose(list(on_offer(profile.transcoders, layer)), percentile)
-        found.append(Delta(layer, load, l0, *model.site.at(layer)))
-    return Job(profile, model, d_new, percentile, found)
+        load = partial(_pair, profile, model, site, d_new, rank, alpha)
+        l0 = level(profile.transcoders, layer, rank)
+        found.append(Delta(layer, load, l0, site.read, site.write))
+    return Job(profile, model, d_new, rank, found)
 
 
-def _pair(profile: Profile, model: LanguageModel, layer: int, d_new: int, percentile: float, alpha: float) -> BaseDelta:
-    return replace(deltas.load_pair(profile, model, layer, d_new, percentile), alpha=alpha)
+def _pair(profile: Profile, model: LanguageModel, site: Site, d_new: int, rank: float, alpha: float) -> BaseDelta:
+    return deltas.load_pair(profile, model, site, d_new, rank).at(alpha)
 
 
 def write_sae_lens(job: Job, folder: Path) -> None:
@@ -74,7 +75,7 @@ def write_sae_lens(job: Job, folder: Path) -> None:
         metadata = SAEMetadata(
             model_name=job.profile.model.source, hook_name=delta.read, hook_name_out=delta.write, prepend_bos=bos >= 0,
             exclude_special_tokens=[bos] if bos >= 0 else False, profile=job.profile.name, part=name,
-            d_new=job.d_new, percentile=job.percentile, base=job.profile.transcoders.source,
+            d_new=job.d_new, percentile=job.rank, base=job.profile.transcoders.source,
             base_l0=None if math.isnan(delta.base_l0) else delta.base_l0,
         )  # fmt: skip
         kind, config = get_sae_class("jumprelu_transcoder" if part.W_skip is None else "jumprelu_skip_transcoder")
@@ -124,7 +125,7 @@ def write_circuit_tracer(job: Job, folder: Path) -> None:
     (folder / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items()))
 
 
-def _tensors(transcoder: Transcoder, transposed: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def _tensors(transcoder: Dictionary, transposed: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """What a transcoder computes with, ready to be saved; the arrays named as (out, in)."""
     tensors = {name: tensor.float().cpu() for name, tensor in transcoder.tensors.items()}
     return {name: (tensor.T if name in transposed else tensor).contiguous() for name, tensor in tensors.items()}
@@ -169,7 +170,7 @@ def main() -> None:
     parser.add_argument("--profile", default="nano", help="a name, or the path of a .toml file")
     parser.add_argument("--layer", type=int, nargs="+", help="the layers; all that the profile studies where left out")
     parser.add_argument("--d-new", type=int)
-    parser.add_argument("--percentile", type=float)
+    parser.add_argument("--percentile", type=float, help="the base's place among the L0 levels, 0 the sparsest, 1 the densest")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--as", dest="form", choices=FORMATS, required=True)
     parser.add_argument("--to", type=Path, required=True, help="a new folder")

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--profile", help="whose grammar of a call; the calculator's where it is left out")
     given = parser.parse_args()
     try:
-        tool = profiles.load(given.profile).tool if given.profile else CALCULATOR
+        tool = profiles.load(given.profile).tool.grammar if given.profile else CALCULATOR
         print(json.dumps(score(given.file, tool)))
     except ValueError as error:
         sys.exit(str(error))

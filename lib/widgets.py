@@ -1,6 +1,5 @@
 """Things to turn and press in JupyterLab. Nothing is loaded or computed until a reader does."""
 
-import dataclasses
 import functools
 import html
 import threading
@@ -9,10 +8,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import ipywidgets as w
 
 from lib.dictionary.dictionaries import BaseDelta
-from lib.model.encoding import question
+from lib.model.encoding import asked
 from lib.model.generation import generate
 from lib.model.hooks import replaced
 from lib.model.models import LanguageModel
+from lib.model.sites import Site
 
 
 class Dial(w.VBox):
@@ -41,7 +41,7 @@ def _picture(control: w.DOMWidget) -> str:
 
 def dial(
     load: Callable[[], LanguageModel],
-    replacement: Callable[[LanguageModel, Hashable], Mapping[int, BaseDelta]],
+    replacement: Callable[[LanguageModel, Hashable], Mapping[Site, BaseDelta]],
     places: Sequence[Hashable],
     example: str,
     max_new_tokens: int = 40,
@@ -62,14 +62,15 @@ def dial(
     at = functools.cache(lambda where: replacement(model(), where))
     turn, newest, answered = threading.Lock(), [], []
 
-    def written(dose: float, where: Hashable, asked: str) -> str:
+    def written(dose: float, where: Hashable, said: str) -> str:
         hf, tokenizer = model().hf, model().tokenizer
-        n, limit = len(tokenizer(question(asked)).input_ids), hf.config.max_position_embeddings - max_new_tokens
+        ids = asked(tokenizer, said)
+        n, limit = len(ids), hf.config.max_position_embeddings - max_new_tokens
         if n > limit:
             return f"This text has {n} tokens, and the model reads {limit} at most here: shorten it."
-        turned = {layer: dataclasses.replace(mlp, alpha=dose) for layer, mlp in at(where).items()}
+        turned = {site: pair.at(dose) for site, pair in at(where).items()}
         with replaced(model(), turned):
-            return generate(hf, tokenizer, [question(asked)], max_new_tokens)[0]
+            return generate(hf, tokenizer, [ids], max_new_tokens)[0]
 
     def update(_=None) -> None:
         wanted = alpha.value, place.value, text.value

@@ -12,7 +12,6 @@ than the published hooks were. Deltas are trained by the book's recipe, or by th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -21,10 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.dictionary import training
-from lib.dictionary.dictionaries import BaseDelta, Transcoder
-from lib.model.encoding import question, tokens
+from lib.dictionary.dictionaries import BaseDelta, Dictionary
+from lib.model.encoding import tokens
 from lib.model.generation import plainly
-from lib.profiles.tables import Training
+from lib.profiles.organism import Training
 from lib.studies.tool.scores import OUTCOMES, outcomes
 from lib.texts.prompts import Prompt
 from lib.texts.tool import Tool
@@ -86,13 +85,13 @@ def capture(load: Load, layers: Sequence[int], prompts: Sequence[Prompt]) -> tup
 
 
 def train_delta(
-    delta: Transcoder,
-    base: Transcoder,
+    delta: Dictionary,
+    base: Dictionary,
     data: tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]],
     validation: tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]],
-    picks: Iterator[Int[Tensor, "batch"]],
+    picks: Iterator[Int[Tensor, " batch"]],
     settings: Training,
-) -> tuple[Transcoder, float]:
+) -> tuple[Dictionary, float]:
     """One delta, trained by the recipe of `lib.dictionary.training` on `y - base(x)`, and its FVU on the validation tokens.
 
     `data` and `validation` are x and y; the delta given, untrained, is left as it is.
@@ -126,7 +125,7 @@ def train_delta(
             silent = (silent + len(pick)) * ~(f > 0).any(0)
             b_enc += 2 * settings.lr * (silent > training.SILENCE)
             if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-                now = Transcoder(W_enc * scale, b_enc * scale, threshold * scale, W_dec.clone(), b_dec * scale)
+                now = Dictionary(W_enc * scale, b_enc * scale, threshold * scale, W_dec.clone(), b_dec * scale)
                 target = y_held - base(x_held)
                 fvu = (target - now(x_held)).square().sum() / (target - target.mean(0)).square().sum()
                 if fvu < best_fvu:
@@ -134,7 +133,7 @@ def train_delta(
     return best.requires_grad_(False), best_fvu
 
 
-def _cross_entropy(logits: Float[Tensor, "pos vocab"], ids: list[int]) -> Float[Tensor, "pos-1"]:
+def _cross_entropy(logits: Float[Tensor, "pos vocab"], ids: list[int]) -> Float[Tensor, " pos-1"]:
     return torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:], device=logits.device), reduction="none")
 
 
@@ -189,15 +188,15 @@ def exp2(
             longest = limit(asked)
             for condition, alpha in doses.items():
                 nats, n, texts = 0.0, 0, []
-                with hooked(hf, layer, None if alpha is None else replace(mlp, alpha=alpha)):
+                with hooked(hf, layer, None if alpha is None else mlp.at(alpha)):
                     for prompt in asked:
                         q, a = tokens(tokenizer, prompt)
                         loss = _cross_entropy(hf(torch.tensor([q + a], device=hf.device)).logits[0], q + a)
                         nats, n = nats + loss[len(q) - 1 :].sum().item(), n + len(a)
-                        encoded = tokenizer(question(prompt.input), return_tensors="pt").to(hf.device)
+                        ids = torch.tensor([q], device=hf.device)
                         with plainly(hf, tokenizer, max_new_tokens=longest) as settings:
-                            out = hf.generate(**encoded, generation_config=settings)
-                        texts.append(tokenizer.decode(out[0, encoded.input_ids.shape[1] :], skip_special_tokens=True))
+                            out = hf.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+                        texts.append(tokenizer.decode(out[0, len(q) :], skip_special_tokens=True))
                 rates = outcomes(tool, [p.target for p in asked], texts)
                 row = {"layer": layer, "subset": subset, "condition": condition, "mean_ce": nats / n}
                 rows.append(row | {name: rates[name].dropna().astype(bool).mean() for name in OUTCOMES})

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lib.bench import as_published, trainers
-from lib.bench.timing import COLUMNS, Job, Run, code, kept, run, timed
+from lib.bench.timing import COLUMNS, Job, Run, code, run, timed, with_earlier
 from lib.bench.trainers import SPARSIFY, Layers
 from lib.bench.workplace import PUBLISHED, Amount, Workplace
 from lib.book import plots
@@ -29,14 +29,14 @@ RECIPES = {"one recipe": {}, "each its recipe (theirs tuned in its rate alone)":
 def jobs(work: Workplace) -> Iterator[Job]:
     """Every row of `bench.csv`. Nothing is loaded or drawn before its job is run."""
     profile, amount, name = work.profile, work.amount, work.profile.name
-    n, widths, percentiles = len(work.layers), profile.deltas.d_new, profile.transcoders.percentiles
+    n, widths, ranks = len(work.layers), profile.tool.deltas.d_new, profile.transcoders.l0_ranks
 
     def whole(task: str, size: str, ours: Callable, theirs: Callable, ready: Callable = lambda: None) -> Job:
         return Job(task, f"{name}, {size}", PUBLISHED, timed(ours), timed(theirs), ready)
 
     size = f"{n} layers, {amount.capture} prompts"
     yield whole("capture", size, work.capture_ours, work.capture_published)
-    grid = f"{n} layers x {len(widths)} d_new x {len(percentiles)} percentiles"
+    grid = f"{n} layers x {len(widths)} d_new x {len(ranks)} L0 ranks"
     for recipe, changes in RECIPES.items():
         size = f"{grid}, 1/{amount.cut} of the prompts, {recipe}"
         theirs = functools.partial(work.grid_published, **changes)
@@ -46,7 +46,7 @@ def jobs(work: Workplace) -> Iterator[Job]:
     size = f"{n} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
     yield whole("exp2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
 
-    settings = profile.deltas.training.model_copy(
+    settings = profile.tool.deltas.training.model_copy(
         update={"batch": amount.batch, "steps": amount.steps, "check_every": amount.steps, "precision": "float32"}
     )
     places = {name: lambda: work.real}
@@ -66,7 +66,7 @@ def jobs(work: Workplace) -> Iterator[Job]:
         for other, step in ({PUBLISHED: trainers.published_step} | trainers.others()).items():
             size = f"{title} x {d_new}, batch {amount.batch}"
             yield Job("step", size, other, side(trainers.our_step, one), side(step, one), place)
-        at_once = n * len(percentiles) if title == name else amount.at_once
+        at_once = n * len(ranks) if title == name else amount.at_once
         for other, step in trainers.others().items():
             size = f"{title} x {d_new}, batch {amount.batch}, {at_once} at once"
             yield Job("many", size, other, side(trainers.our_step, place), side(step, place), place)
@@ -86,7 +86,7 @@ def figure(table: pd.DataFrame, profile: Profile) -> None:
     rows = table.assign(row=titles(table).map(lambda title: "\n".join(textwrap.wrap(title, 64))))
     for index, (other, part) in enumerate(rows.groupby("other", sort=False)):
         style = plots.look(other, index)
-        interval = dict(array=part.ratio_high - part.ratio, arrayminus=part.ratio - part.ratio_low, thickness=1.2, width=3)
+        interval = plots.interval(part, "ratio")
         marker = dict(color=style["color"], symbol=style["symbol"], size=9)
         fig.add_trace(go.Scatter(x=part.ratio, y=part.row, mode="markers", name=other, marker=marker, error_x=interval))
     fig.add_vline(x=1, line_dash="dot")
@@ -124,9 +124,9 @@ def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again
         print(f"{SPARSIFY} is not installed, so its rows are left out: pip install {SPARSIFY}", flush=True)
     folder, asked = profile.paths.results, {key: value for key, value in rows.items() if not only or key[0] in only}
     try:
-        table = kept(folder / "bench.csv", COLUMNS[:3], asked, mark, again, not only)
+        table = with_earlier(folder / "bench.csv", COLUMNS[:3], asked, mark, again, not only)
     finally:
-        shutil.rmtree(work.scratch.paths.data, ignore_errors=True)
+        shutil.rmtree(work.scratch, ignore_errors=True)
     if len(table):
         figure(table, profile)
     return table

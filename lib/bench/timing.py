@@ -72,7 +72,7 @@ def code(profile: Profile) -> str:
     return fingerprint.fingerprint(behind, profile, fingerprint.versions(), precision.machine())[:10]
 
 
-def kept(
+def with_earlier(
     file: Path, keys: list[str], wanted: dict[tuple, Callable[[], dict]], mark: str, again: bool, whole: bool
 ) -> pd.DataFrame:
     """The table at `file` with all `wanted` rows: those it has from the same code, the others computed and written one by one.

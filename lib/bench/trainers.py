@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from lib.bench import as_published
 from lib.dictionary import deltas
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.training import train
 from lib.model import activations
-from lib.profiles.tables import Training
+from lib.profiles.organism import Training
 
 SPARSIFY = "eai-sparsify==1.3.3"
 PRODUCTS = "matrix products alone"
@@ -60,7 +60,7 @@ class Layers:
     x: Float[Tensor, "layer 1 token d_model"]
     y: Float[Tensor, "layer 1 token d_model"]
     target: Float[Tensor, "layer delta token d_model"]
-    base: Transcoder
+    base: Dictionary
     """Of the first layer."""
     d_new: int
 
@@ -78,8 +78,8 @@ def picks(layers: Layers, settings: Training) -> Iterator[Tensor]:
     return activations.repeated(layers.x.shape[-2], settings.batch, 0)
 
 
-def initialised(layers: Layers, settings: Training) -> Transcoder:
-    return Transcoder.initialised(layers.target.shape[:2], layers.x.shape[-1], layers.d_new, 0, settings.threshold)
+def initialised(layers: Layers, settings: Training) -> Dictionary:
+    return Dictionary.initialised(layers.target.shape[:2], layers.x.shape[-1], layers.d_new, 0, settings.threshold)
 
 
 def our_step(layers: Layers, settings: Training) -> float:
@@ -191,6 +191,6 @@ def random_layers(layers: int, at_once: int, d_model: int, d_sae: int, d_new: in
     """Random weights and activations, some 1% of the base's features active; one base and one target for all deltas."""
     draw = torch.Generator().manual_seed(0)
     x, y = (torch.randn(layers, 1, tokens, d_model, generator=draw) for _ in range(2))
-    base = Transcoder.initialised((), d_model, d_sae, 1, threshold=2.3).requires_grad_(False)
-    target = deltas.left_by([[base]] * layers, x[:, 0], y[:, 0])
+    base = Dictionary.initialised((), d_model, d_sae, 1, threshold=2.3).requires_grad_(False)
+    target = deltas.unexplained([[base]] * layers, x[:, 0], y[:, 0])
     return Layers(name, x, y, target.expand(-1, at_once, -1, -1), base, d_new)

@@ -11,11 +11,13 @@ import pandas as pd
 from lib.bench import as_published
 from lib.bench.trainers import Layers
 from lib.dictionary import bases, deltas
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import save_npz
 from lib.model import activations, encoding, models
 from lib.model.encoding import tokens
-from lib.profiles.tables import Profile, Training
+from lib.model.sites import Site
+from lib.profiles.organism import Training
+from lib.profiles.tables import Profile
 from lib.studies.tool import experiments
 from lib.texts.jsonl import by_subset, read_jsonl
 
@@ -51,7 +53,7 @@ class Workplace:
         self.profile, self.amount = profile, amount
         self.layers = models.layers_of(profile, self.load()[0].config.num_hidden_layers)
         # what is trained here is not for the book
-        self.scratch = profile.model_copy(update={"name": f"{profile.name}.bench"})
+        self.scratch = profile.paths.data.with_name(f"{profile.name}.bench")
 
     def load(self):
         return models.load_plain(self.profile, self.profile.paths.finetuned)
@@ -59,6 +61,10 @@ class Workplace:
     @functools.cached_property
     def model(self) -> models.LanguageModel:
         return models.load(self.profile, self.profile.paths.finetuned)
+
+    @functools.cached_property
+    def sites(self) -> list[Site]:
+        return models.studied(self.profile, self.model)
 
     def prompts(self, split: str, n: int | None = None) -> list:
         """All prompts of a split, or `n` of them from all over it."""
@@ -68,17 +74,19 @@ class Workplace:
     def test(self, n: int) -> dict[str, list]:
         return by_subset(self.prompts("test"), n)
 
-    def captured(self, model: models.LanguageModel, split: str, n: int | None = None, layers: list[int] | None = None):
-        batches = encoding.streamed(model.tokenizer, self.prompts(split, n), self.profile.evaluation.tokens_batch)
-        return activations.collect(model, layers or self.layers, batches, f"{split} activations")
+    def captured(self, model: models.LanguageModel, split: str, n: int | None = None):
+        batches = encoding.streamed(model.tokenizer, self.prompts(split, n), self.profile.tool.evaluation.forward_batch)
+        return activations.collect(model, models.studied(self.profile, model), batches, f"{split} activations")
+
+    def load_bases(self) -> list[list[Dictionary]]:
+        """Of every site and L0 rank."""
+        return [bases.load(self.profile, self.model, site, self.profile.transcoders.l0_ranks) for site in self.sites]
 
     @functools.cached_property
     def real(self) -> Layers:
         held = self.captured(self.model, "validation")
-        percentiles = self.profile.transcoders.percentiles
-        loaded = bases.load_bases(self.profile, self.model, self.layers, percentiles)
-        target = deltas.left_by(loaded, held.x, held.y)
-        width = max(self.profile.deltas.d_new)
+        target = deltas.unexplained(loaded := self.load_bases(), held.x, held.y)
+        width = max(self.profile.tool.deltas.d_new)
         return Layers(self.profile.name, held.x[:, None], held.y[:, None], target, loaded[0][0], width)
 
     # capture
@@ -99,44 +107,43 @@ class Workplace:
 
     def recipe(self, **changes) -> Training:
         """The profile's, or what it is with `changes`, so much shorter as there is less data."""
-        learn = self.profile.deltas.training.model_copy(update=changes)
+        learn = self.profile.tool.deltas.training.model_copy(update=changes)
         steps, warmup = (max(4, n // self.amount.cut) for n in (learn.steps, learn.l1_warmup))
         return learn.model_copy(update={"steps": steps, "l1_warmup": warmup, "patience": steps})
 
     def grid_ours(self) -> float:
-        profile, percentiles, settings = self.scratch, self.profile.transcoders.percentiles, self.recipe()
-        loaded = bases.load_bases(profile, self.model, self.layers, percentiles)
-        data, kept = (
-            (held.x[:, None].to(dtype), deltas.left_by(loaded, held.x, held.y, dtype))
+        profile, settings, loaded = self.profile, self.recipe(), self.load_bases()
+        data, check = (
+            (held.x[:, None].to(dtype), deltas.unexplained(loaded, held.x, held.y, dtype))
             for held, dtype in zip(self.grid_data, deltas.dtypes(profile), strict=True)
         )
-        losses = []
-        widths = profile.deltas.d_new
-        for d_new, (stack, curve) in zip(widths, deltas.fit(settings, data, kept, widths, profile.seed), strict=True):
-            for (i, layer), (j, percentile) in product(enumerate(self.layers), enumerate(percentiles)):
-                save_npz(stack[i, j], deltas.delta_file(profile, self.model, layer, d_new, percentile))
+        losses, widths = [], profile.tool.deltas.d_new
+        for d_new, (stack, curve) in zip(widths, deltas.fit(settings, data, check, widths, profile.seed), strict=True):
+            for (i, site), (j, rank) in product(enumerate(self.sites), enumerate(profile.transcoders.l0_ranks)):
+                save_npz(stack[i, j], deltas.delta_file(self.scratch, site, d_new, rank))
             losses.append(curve.groupby("member").fvu.min().mean())
         return float(np.mean(losses))
 
     def grid_published(self, **changes) -> float:
-        profile, (held, validation), losses = self.scratch, self.grid_data, []
-        settings, percentiles = self.recipe(**changes), profile.transcoders.percentiles
-        for d_new in profile.deltas.d_new:
-            shape = (len(self.layers), len(percentiles))
-            starts = Transcoder.initialised(shape, self.model.d_model, d_new, profile.seed, settings.threshold)
-            for (i, layer), (j, percentile) in product(enumerate(self.layers), enumerate(percentiles)):
-                base, _ = bases.load_base(profile, self.model, layer, percentile)
+        profile, (held, validation), losses = self.profile, self.grid_data, []
+        settings, ranks = self.recipe(**changes), profile.transcoders.l0_ranks
+        for d_new in profile.tool.deltas.d_new:
+            shape = (len(self.sites), len(ranks))
+            starts = Dictionary.initialised(shape, self.model.d_model, d_new, profile.seed, settings.threshold)
+            for (i, site), (j, rank) in product(enumerate(self.sites), enumerate(ranks)):
+                [base] = bases.load(profile, self.model, site, [rank])
                 asked = activations.repeated(len(held.prompt), settings.batch, profile.seed)
-                data, kept = (held.x[i], held.y[i]), (validation.x[i], validation.y[i])
-                delta, loss = as_published.train_delta(starts[i, j], base, data, kept, asked, settings)
-                save_npz(delta, deltas.delta_file(profile, self.model, layer, d_new, percentile))
+                data, check = (held.x[i], held.y[i]), (validation.x[i], validation.y[i])
+                delta, loss = as_published.train_delta(starts[i, j], base, data, check, asked, settings)
+                save_npz(delta, deltas.delta_file(self.scratch, site, d_new, rank))
                 losses.append(loss)
         return float(np.mean(losses))
 
     # the experiments
 
-    def pair(self, layer: int, d_new: int, percentile: float):
-        return deltas.load_pair(self.profile, self.model, layer, d_new, percentile)
+    def pair(self, layer: int, d_new: int, rank: float):
+        site = self.model.site(self.profile.tool.protocol.site, layer)
+        return deltas.load_pair(self.profile, self.model, site, d_new, rank)
 
     @functools.cached_property
     def exp1_prompts(self) -> list:
@@ -145,24 +152,25 @@ class Workplace:
 
     def exp1_ours(self) -> pd.DataFrame:
         model = models.load(self.profile, self.profile.paths.finetuned)
-        return experiments.exp1(self.profile, model, self.exp1_prompts, self.layers)
+        return experiments.exp1(self.profile, model, self.exp1_prompts, models.studied(self.profile, model))
 
     def exp1_published(self) -> pd.DataFrame:
-        grid = list(product(self.profile.deltas.d_new, self.profile.transcoders.percentiles))
+        grid = list(product(self.profile.tool.deltas.d_new, self.profile.transcoders.l0_ranks))
         return as_published.exp1(self.load, self.pair, grid, self.layers, self.exp1_prompts)
 
     def exp2_ours(self, keep: Path | None = None) -> pd.DataFrame:
         model = models.load(self.profile, self.profile.paths.finetuned)
         asked, doses = self.test(self.amount.exp2), experiments.AT_ENDS
-        return experiments.exp2_by_layer(self.profile, model, asked, self.layers, doses, keep)
+        sites = models.studied(self.profile, model)
+        return experiments.exp2_by_layer(self.profile, model, asked, sites, doses=doses, keep=keep)
 
     def exp2_published(self) -> tuple[pd.DataFrame, dict]:
         tokenizer = self.load()[1]
 
         def longest(asked) -> int:
-            return max(len(tokens(tokenizer, p)[1]) for p in asked) + self.profile.evaluation.margin
+            return max(len(tokens(tokenizer, p)[1]) for p in asked) + self.profile.tool.evaluation.margin
 
-        d_new, percentile = deltas.widest(self.profile)
-        pair = functools.partial(self.pair, d_new=d_new, percentile=percentile)
+        d_new, rank = deltas.widest(self.profile)
+        pair = functools.partial(self.pair, d_new=d_new, rank=rank)
         asked = self.test(self.amount.exp2)
-        return as_published.exp2(self.load, pair, self.layers, asked, experiments.AT_ENDS, longest, self.profile.tool)
+        return as_published.exp2(self.load, pair, self.layers, asked, experiments.AT_ENDS, longest, self.profile.tool.grammar)

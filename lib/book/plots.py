@@ -69,6 +69,14 @@ def look(key: str, index: int = 0) -> dict:
     return LOOKS.get(key, dict(name=str(key), color=color, dash=dash, symbol=symbol))
 
 
+def interval(table: pd.DataFrame, value: str, within: tuple[float, float] = (-np.inf, np.inf)) -> dict | None:
+    """The error bars of a column's interval, `<value>_low` to `<value>_high`, cut at the ends of what is drawn."""
+    if f"{value}_low" not in table:
+        return None
+    at, low, high = (table[f"{value}{end}"].clip(*within) for end in ("", "_low", "_high"))
+    return dict(array=high - at, arrayminus=at - low, thickness=1.2, width=3)
+
+
 def add_line(fig: go.Figure, table: pd.DataFrame, x: str, y: str, key: str, index: int = 0, **place) -> None:
     """One series with its interval (`<y>_low` to `<y>_high`) as error bars; `place` is row and col."""
     style = look(key, index)
@@ -77,9 +85,7 @@ def add_line(fig: go.Figure, table: pd.DataFrame, x: str, y: str, key: str, inde
         go.Scatter(
             x=table[x], y=table[y], name=style["name"], legendgroup=style["name"], mode="lines+markers",
             line=dict(color=style["color"], dash=style["dash"], width=2), marker=dict(symbol=style["symbol"], size=8),
-            error_y=dict(
-                array=table[f"{y}_high"] - table[y], arrayminus=table[y] - table[f"{y}_low"], thickness=1.2, width=3
-            ) if f"{y}_low" in table else None,
+            error_y=interval(table, y),
             showlegend=all(t.name != style["name"] for t in fig.data),
         ),
         **place,

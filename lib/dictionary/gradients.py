@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.dictionary.dictionaries import Transcoder, features, shared
+from lib.dictionary.dictionaries import Dictionary, activate, shared
 
 
 @torch.no_grad()
 def gradients(
-    stacks: Sequence[Transcoder],
+    stacks: Sequence[Dictionary],
     x: Float[Tensor, "*n token d_model"],
     target: Float[Tensor, "*n token d_model"],
     scale: Float[Tensor, "*n 1"],
@@ -34,7 +34,7 @@ def gradients(
     if len(stacks) > 1 and not unformed:
         return [gradients([stack], x, target, scale, l1)[0] for stack in stacks]
     W_enc, b_enc, threshold = (beside([getattr(stack, name) for stack in stacks]) for name in ("W_enc", "b_enc", "threshold"))
-    f = features(x, W_enc, b_enc, threshold)
+    f = activate(x, W_enc, b_enc, threshold)
     each = f.new_ones(1, n)  # sums over tokens as products: much faster than `sum`
     of = torch.block_diag(*(f.new_ones(1, width) for width in widths))  # (stack, feature)
     found = {}

@@ -1,8 +1,8 @@
-"""How releases lay out transcoders in files."""
+"""How releases lay out dictionaries in files."""
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from lib.book import arrays, files, hub
 from lib.book.hub import local_or_hub
 from lib.book.paths import replacing
-from lib.dictionary.dictionaries import PARAMETERS, Transcoder
+from lib.dictionary.dictionaries import PARAMETERS, Dictionary
 from lib.profiles.tables import Transcoders
 
 
@@ -28,8 +28,20 @@ class Layout:
     optional: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     """Which of our arrays they store transposed."""
-    config: bool = False
-    """Whether `config.json` beside a file says its L0."""
+    config: str = ""
+    """The file beside it that says more of it, if there is one."""
+    l0: str = "l0"
+    """What its average L0 is called there."""
+    folded: Callable[[dict[str, Tensor], dict], int] | None = None
+    """What fits the weights to ours, given that file, and says their `k`."""
+
+
+def _sparsify(weights: dict[str, Tensor], config: dict) -> int:
+    if config.get("activation", "topk") != "topk":
+        raise ValueError(f"its activation is {config['activation']}, which ours cannot be")
+    if not config.get("transcode"):
+        weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
+    return int(config["k"])
 
 
 _LOWER = {name: name.lower() for name in PARAMETERS}
@@ -40,11 +52,13 @@ LAYOUTS = {
         r"layer_{layer}/width_{width}/average_l0_(?P<l0>\d+(\.\d+)?)/params\.npz", {name: name for name in PARAMETERS}
     ),
     # Gemma Scope 2, without an affine skip and with one, which it stores (d_in, d_out) as we do
-    "gemma-scope-2": Layout(r"transcoder_all/layer_{layer}_width_{width}_l0_[a-z]+/params\.safetensors", _LOWER, config=True),
+    "gemma-scope-2": Layout(
+        r"transcoder_all/layer_{layer}_width_{width}_l0_[a-z]+/params\.safetensors", _LOWER, config="config.json"
+    ),
     "gemma-scope-2-affine": Layout(
         r"transcoder_all/layer_{layer}_width_{width}_l0_[a-z]+_affine/params\.safetensors",
         _LOWER | {"W_skip": "affine_skip_connection"},
-        config=True,
+        config="config.json",
     ),
     # circuit-tracer: one file a layer, encoder and skip as (out, in), ReLU where there is no threshold
     "circuit-tracer": Layout(
@@ -52,6 +66,16 @@ LAYOUTS = {
         {name: name for name in PARAMETERS} | {"threshold": "activation_function.threshold", "W_skip": "W_skip"},
         optional=("threshold", "W_skip"),
         transposed=("W_enc", "W_skip"),
+    ),
+    # EleutherAI's sparsify: TopK, a folder for each module of the model that it was trained on
+    "sparsify": Layout(
+        r"(.+[./])?(layers|h)\.{layer}(\.mlp)?/sae\.safetensors",
+        {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec", "W_skip": "W_skip"},
+        optional=("W_skip",),
+        transposed=("W_enc", "W_skip"),
+        config="cfg.json",
+        l0="k",
+        folded=_sparsify,
     ),
 }
 
@@ -76,23 +100,26 @@ def levels(settings: Transcoders, layer: int) -> dict[float, str]:
 def _l0(layout: Layout, match: re.Match, source: Path | str, revision: str | None) -> float:
     """What a release says of the average L0 of one of its files."""
     if layout.config:
-        config = hub.file(source, match.string.rpartition("/")[0] + "/config.json", revision)
-        return float(files.json_object(config)["l0"])
+        config = hub.file(source, f"{match.string.rpartition('/')[0]}/{layout.config}", revision)
+        return float(files.json_object(config)[layout.l0])
     return float(match.groupdict().get("l0", math.nan))
 
 
-def load_level(settings: Transcoders, file: str, d_model: int | None = None) -> Transcoder:
+def load_level(settings: Transcoders, file: str, d_model: int | None = None) -> Dictionary:
     """One file of a release, frozen, in float32."""
-    path = hub.file(local_or_hub(settings.source), file, settings.revision)
-    return read(path, LAYOUTS[settings.layout], d_model)
+    source, layout = local_or_hub(settings.source), LAYOUTS[settings.layout]
+    path = hub.file(source, file, settings.revision)
+    if layout.folded:
+        hub.file(source, f"{file.rpartition('/')[0]}/{layout.config}", settings.revision)
+    return read(path, layout, d_model)
 
 
-def load_npz(path: Path, d_model: int | None = None) -> Transcoder:
+def load_npz(path: Path, d_model: int | None = None) -> Dictionary:
     """A transcoder from a `params.npz` as Gemma Scope has them."""
     return read(path, LAYOUTS["gemma-scope"], d_model)
 
 
-def read(path: Path, layout: Layout, d_model: int | None = None) -> Transcoder:
+def read(path: Path, layout: Layout, d_model: int | None = None) -> Dictionary:
     """A transcoder from one file of a release, npz or safetensors; never unpickles.
 
     A damaged file, an array that is missing or unknown, shapes that fit neither one another nor `d_model`, and weights
@@ -114,7 +141,14 @@ def read(path: Path, layout: Layout, d_model: int | None = None) -> Transcoder:
         name: found[theirs].mT.contiguous() if name in layout.transposed else found[theirs] for name, theirs in names.items()
     }
     ours.setdefault("threshold", torch.zeros_like(ours["b_enc"]))
-    return checked(path, ours, d_model)
+    k = None
+    if layout.folded:
+        config = path.with_name(layout.config)
+        try:
+            k = layout.folded(ours, files.json_object(config))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{config}: {files.first_line(error)}; check transcoders.layout") from None
+    return checked(path, ours, d_model, k)
 
 
 def fit(path: Path | str, shapes: Mapping[str, Sequence[int]], d_model: int | None = None) -> None:
@@ -128,15 +162,17 @@ def fit(path: Path | str, shapes: Mapping[str, Sequence[int]], d_model: int | No
             raise ValueError(f"{path}: {name} is {tuple(shape)}, not {right[name]}; it is not for this model")
 
 
-def checked(path: Path | str, weights: Mapping[str, Tensor], d_model: int | None = None) -> Transcoder:
-    """A frozen transcoder of finite arrays whose shapes fit one another and `d_model`; else a one-line `ValueError`."""
+def checked(path: Path | str, weights: Mapping[str, Tensor], d_model: int | None = None, k: int | None = None) -> Dictionary:
+    """A frozen dictionary of finite arrays whose shapes fit one another and `d_model`; else a one-line `ValueError`."""
     fit(path, {name: array.shape for name, array in weights.items()}, d_model)
     arrays.finite(path, weights, "train or download it again")
-    return Transcoder(**weights).requires_grad_(False)
+    return Dictionary(**weights, k=k).requires_grad_(False)
 
 
-def save_npz(transcoder: Transcoder, path: Path, dtype: type = np.float32) -> None:
+def save_npz(transcoder: Dictionary, path: Path, dtype: type = np.float32) -> None:
     """Write one transcoder as Gemma Scope does, whole or not at all; one that is not finite is a `ValueError`."""
+    if transcoder.k is not None or transcoder.W_skip is not None:
+        raise ValueError(f"{path}: Gemma Scope's layout has no place for a TopK or an affine skip; use another format")
     arrays.finite(path, transcoder.tensors, "training came apart: lower its lr")
     held = {name: getattr(transcoder, name).detach().float().cpu().numpy().astype(dtype) for name in PARAMETERS}
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lib import profiles
 from lib.book import results
-from lib.dictionary.dictionaries import BaseDelta, Transcoder, as_one
+from lib.dictionary.dictionaries import BaseDelta, Dictionary, as_one
 from lib.model.models import LanguageModel
 from lib.profiles import tables
 from lib.profiles.tables import Profile
@@ -28,7 +28,7 @@ class Delta:
     write: str
 
     @property
-    def parts(self) -> dict[str, Transcoder]:
+    def parts(self) -> dict[str, Dictionary]:
         """What is exported, by name: base + alpha * delta as one, and the delta alone."""
         pair = self.load()
         return {f"base_plus_delta_alpha_{pair.alpha:g}": as_one(pair), "delta": pair.delta}
@@ -36,12 +36,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class Job:
-    """Deltas of one d_new and percentile."""
+    """Deltas of one d_new and L0 rank."""
 
     profile: Profile
     model: LanguageModel
     d_new: int
-    percentile: float
+    rank: float
     deltas: list[Delta]
 
     def rows(self, table: str) -> pd.DataFrame:
@@ -50,14 +50,14 @@ class Job:
         if not path.exists():
             return pd.DataFrame()
         rows = pd.read_csv(path)
-        ours = (rows.d_new == self.d_new) & (rows.percentile == self.percentile)
+        ours = (rows.d_new == self.d_new) & (rows.percentile == self.rank)
         return rows[ours & rows.layer.isin([delta.layer for delta in self.deltas])]
 
-    def placed(self) -> Iterator[tuple[Delta, str, Transcoder, Path]]:
+    def placed(self) -> Iterator[tuple[Delta, str, Dictionary, Path]]:
         """Each delta, the name of each of its parts, that part, and the place for it."""
         for delta in self.deltas:
             for name, part in delta.parts.items():
-                place = Path(f"layer_{delta.layer}", f"d_new_{self.d_new}_percentile_{self.percentile:g}", name)
+                place = Path(f"layer_{delta.layer}", f"d_new_{self.d_new}_percentile_{self.rank:g}", name)
                 yield delta, name, part, place
 
 
@@ -89,9 +89,12 @@ def card(job: Job) -> str:
         rows = job.rows(name)
         shown = results.with_intervals(rows, keep, names).to_markdown(index=False) if len(rows) else "Not measured."
         tables += f"### {caption}\n\n{shown}\n\n"
-    prompts = p.prompts.train_file or f"{p.prompts.train} tool and {p.prompts.train} copy prompts that the project writes"
+    prompts = (
+        p.tool.prompts.train_file
+        or f"{p.tool.prompts.train} tool and {p.tool.prompts.train} copy prompts that the project writes"
+    )
     skip = "" if pair.base.W_skip is None else f"\n{SKIP}"
-    finetuned = p.finetune.source or f"LoRA of rank {p.finetune.rank}, {p.finetune.epochs} epochs, seed {p.seed}"
+    finetuned = p.tool.finetune.source or f"LoRA of rank {p.tool.finetune.rank}, {p.tool.finetune.epochs} epochs, seed {p.seed}"
     layers = ", ".join(str(delta.layer) for delta in job.deltas)
     l0s = ", ".join("unknown" if math.isnan(delta.base_l0) else f"{delta.base_l0:g}" for delta in job.deltas)
     hub = f"base_model: {p.model.source}\n" if not (profiles.ROOT / p.model.source).is_dir() else ""
@@ -110,7 +113,7 @@ tags: [sparse-autoencoder, transcoder, delta-transcoder, mechanistic-interpretab
 | model | {at(p.model)}; finetuned: {finetuned} |
 | base transcoders | {at(p.transcoders)}; {pair.base.d_sae} features; average L0 by layer: {l0s} |
 | reads, writes (layer {first.layer}) | `{first.read}`, `{first.write}` |
-| d_new, percentile of the base's L0, alpha | {job.d_new}, {job.percentile:g}, {pair.alpha:g} |
+| d_new, rank of the base's L0 (0 the sparsest, 1 the densest), alpha | {job.d_new}, {job.rank:g}, {pair.alpha:g} |
 
 ## Data
 

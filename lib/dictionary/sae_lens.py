@@ -1,7 +1,6 @@
-"""What others made, read from their own files: sae-lens's transcoders as bases, and deltas trained elsewhere.
+"""sae-lens's dictionaries as ours: SAEs and transcoders, from a folder that it saved or from a release that it knows.
 
-Weights are read as safetensors, as npz without objects, or as a pickle that holds plain tensors and
-nothing else: a file that would run code is refused, and nothing in it runs.
+What it does to an input before the encoder is folded into the weights where that is exact, and refused where it is not.
 """
 
 import math
@@ -14,17 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from lib.book import files
-from lib.dictionary.dictionaries import PARAMETERS, Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import checked
-from lib.model.sites import site_for
+from lib.model.sites import Site
 
 if TYPE_CHECKING:
     from lib.model.models import LanguageModel
 
-# --- bases ---
 
-
-def _folders(source: Path, layer: int) -> dict[float, Path]:
+def folders(source: Path, layer: int) -> dict[float, Path]:
     """The sae-lens folders of a layer, by average L0."""
     found: dict[float, Path] = {}
     for file in sorted(source.rglob("cfg.json")):
@@ -42,22 +39,22 @@ def _folders(source: Path, layer: int) -> dict[float, Path]:
     return found
 
 
-def _ids(release: str, layer: int, width: str) -> dict[float, str]:
+def ids(release: str, layer: int, width: str) -> dict[float, str]:
     """The ids of a layer in a release of sae-lens, by average L0; of two with the same, the one without a skip."""
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
     known = get_pretrained_saes_directory().get(release)
     if known is None:
         raise ValueError(f"{release}: no such folder, no owner/name of the hub, and no release that sae-lens knows")
-    ids = [i for i in known.saes_map if re.search(rf"(layer_|blocks\.){layer}(?!\d)", i)]
-    ids = [i for i in ids if "width_" not in i or re.search(rf"width_{re.escape(width)}(?![\da-z])", i)]
-    if not ids:
+    named = [i for i in known.saes_map if re.search(rf"(layer_|blocks\.){layer}(?!\d)", i)]
+    named = [i for i in named if "width_" not in i or re.search(rf"width_{re.escape(width)}(?![\da-z])", i)]
+    if not named:
         raise ValueError(f"{release}: nothing for layer {layer} and width {width}; check transcoders.source and .width")
-    return {float(known.expected_l0[i]) or math.nan: i for i in sorted(ids, reverse=True)}
+    return {float(known.expected_l0[i]) or math.nan: i for i in sorted(named, reverse=True)}
 
 
-def load_sae_lens(folder: Path, d_model: int | None = None, fits: "Fits | None" = None) -> Transcoder:
-    """A transcoder from a folder that sae-lens saved, frozen, in float32."""
+def load_sae_lens(folder: Path, d_model: int | None = None, fits: "Fits | None" = None) -> Dictionary:
+    """A dictionary from a folder that sae-lens saved, frozen, in float32."""
     from sae_lens import SAE
 
     for name in ("cfg.json", "sae_weights.safetensors"):
@@ -69,48 +66,75 @@ def load_sae_lens(folder: Path, d_model: int | None = None, fits: "Fits | None" 
     return from_sae_lens(theirs, str(folder), d_model, fits)
 
 
-def load_release(release: str, sae_id: str, d_model: int | None = None, fits: "Fits | None" = None) -> Transcoder:
-    """A transcoder of a release of sae-lens, downloaded where it is not in the cache."""
+def load_release(release: str, sae_id: str, d_model: int | None = None, fits: "Fits | None" = None) -> Dictionary:
+    """One of a release of sae-lens, downloaded where it is not in the cache."""
     from sae_lens import SAE
 
     return from_sae_lens(SAE.from_pretrained(release, sae_id), f"{release}/{sae_id}", d_model, fits)
 
 
-def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None, fits: "Fits | None" = None) -> Transcoder:
-    """Ours from sae-lens's; `ValueError` for what is not a transcoder that ours can be."""
-    from sae_lens import Transcoder as Theirs
-
-    if not isinstance(theirs, Theirs):
-        raise ValueError(f"{name}: {theirs.cfg.architecture()} is not a transcoder; name one that reads and writes an MLP")
-    if theirs.cfg.normalize_activations != "none":
-        raise ValueError(f"{name}: normalize_activations is {theirs.cfg.normalize_activations}; fold it into the weights")
+def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None, fits: "Fits | None" = None) -> Dictionary:
+    """Ours from sae-lens's; `ValueError` for what ours cannot compute exactly."""
+    config, kind = theirs.cfg, theirs.cfg.architecture()
+    if kind not in KINDS:
+        raise ValueError(f"{name}: a {kind} dictionary computes what ours cannot; known: {', '.join(KINDS)}")
+    if config.normalize_activations != "none":
+        raise ValueError(f"{name}: normalize_activations is {config.normalize_activations}; fold it into the weights")
     if fits:
-        fits(name, theirs.cfg.metadata)
-    weights = {key: getattr(theirs, key).detach() for key in PARAMETERS if hasattr(theirs, key)}
-    if hasattr(theirs, "W_skip"):
-        weights["W_skip"] = theirs.W_skip.detach().T.contiguous()  # theirs is (d_out, d_in)
-    return checked(name, {"threshold": torch.zeros_like(weights["b_enc"])} | weights, d_model)
+        fits(name, config.metadata)
+    found = {key: tensor.detach() for key, tensor in theirs.state_dict().items()}
+    weights = {key: found[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec") if key in found}
+    k = KINDS[kind](config, found, weights)
+    weights.setdefault("threshold", torch.zeros_like(weights["b_enc"]))
+    if getattr(config, "apply_b_dec_to_input", False) and "transcoder" not in kind:
+        weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
+    if "W_skip" in found:
+        weights["W_skip"] = found["W_skip"].T.contiguous()  # theirs is (d_out, d_in)
+    return checked(name, weights, d_model, k)
+
+
+def _relu(config, found: dict, weights: dict) -> None:
+    if "threshold" in found:  # of a JumpReLU, and of a BatchTopK as it is saved
+        weights["threshold"] = found["threshold"]
+
+
+def _gated(config, found: dict, weights: dict) -> None:
+    """Where the gate is open, a + b_gate > 0, the magnitude a e^r + b_mag is above b_mag - e^r b_gate."""
+    grown = found["r_mag"].exp()
+    weights["W_enc"], weights["b_enc"] = found["W_enc"] * grown, found["b_mag"]
+    weights["threshold"] = found["b_mag"] - grown * found["b_gate"]
+
+
+def _topk(config, found: dict, weights: dict) -> int:
+    if config.rescale_acts_by_decoder_norm:
+        norm = found["W_dec"].norm(dim=-1)
+        weights |= {"W_enc": found["W_enc"] * norm, "b_enc": found["b_enc"] * norm, "W_dec": found["W_dec"] / norm[:, None]}
+    return config.k
+
+
+KINDS: dict[str, Callable] = {
+    "standard": _relu, "jumprelu": _relu, "gated": _gated, "topk": _topk, "transcoder": _relu, "skip_transcoder": _relu,
+    "jumprelu_transcoder": _relu, "jumprelu_skip_transcoder": _relu,
+}  # fmt: skip
+"""What fits the weights of each of sae-lens's architectures to ours, and gives their `k`."""
 
 
 Fits = Callable[[str, object], None]
-"""What looks at sae-lens's metadata of the transcoder of that name, and raises where it was trained elsewhere."""
+"""What looks at sae-lens's metadata of the dictionary of that name, and raises where it was trained elsewhere."""
 
 
-def _trained_there(name: str, metadata: object, model: "LanguageModel | None", layer: int, source: str) -> None:
-    """Compare sae-lens's metadata with where transcoders of a model's layer read and write.
+def trained_there(name: str, metadata: object, model: "LanguageModel | None", site: Site | None, source: str) -> None:
+    """Compare sae-lens's metadata with where a site reads and writes.
 
-    A hook point has several names, any of which will do.
+    A hook point has several names, any of which will do. An SAE names one alone, which it reads and writes.
     """
-    if model is None:
+    if model is None or site is None:
         return
-    there = site_for(model.hf.config.model_type, "gemma-scope").at(layer)
-    for key, wanted in zip(("hook_name", "hook_name_out"), there, strict=True):
-        said = getattr(metadata, key, None)
+    reads = getattr(metadata, "hook_name", None)
+    writes = getattr(metadata, "hook_name_out", None) or (reads if site.read == site.write else None)
+    for key, said, wanted in (("hook_name", reads, site.read), ("hook_name_out", writes, site.write)):
         if said and model.points.get(said) is not model.points[wanted]:
-            raise ValueError(f"{name}: its {key} is {said}, but here {wanted} is meant; name a transcoder trained there")
+            raise ValueError(f"{name}: its {key} is {said}, but here {wanted} is meant; name a dictionary trained there")
     trained_on = getattr(metadata, "model_name", None)
     if source and trained_on and Path(trained_on).name.lower() != Path(source).name.lower():
         warnings.warn(f"{name}: was trained on {trained_on}, and the model is {source}", stacklevel=2)
-
-
-# --- deltas ---

@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.book.paths import replacing
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.gradients import gradients
 from lib.model import precision
-from lib.profiles.tables import Training
+from lib.profiles.organism import Training
 
 SILENCE = 20_000
 FLOOR = 1e-2  # of a threshold that is moved to hold an L0
@@ -66,7 +66,7 @@ class Checkpoint:
 class Learner:
     """A stack in training: what its members have reached, and which of them are done."""
 
-    def __init__(self, stack: Transcoder, frozen: tuple[str, ...]):
+    def __init__(self, stack: Dictionary, frozen: tuple[str, ...]):
         for name, parameter in stack.named_parameters():
             parameter.requires_grad_(name not in frozen)
         self.stack, self.frozen, self.rows = stack, frozen, []
@@ -84,7 +84,7 @@ class Learner:
         self.stack.load_state_dict(state["stack"])
         vars(self).update({name: value for name, value in state.items() if name != "stack"})
 
-    def take(self, found: dict[str, Tensor]) -> None:
+    def set_gradients(self, found: dict[str, Tensor]) -> None:
         """The gradients of the next step."""
         for name, parameter in self.stack.named_parameters():
             if parameter.requires_grad:
@@ -99,7 +99,7 @@ class Learner:
         if "b_enc" not in self.frozen:
             self.stack.b_enc.add_(2 * lr * (self.silent > SILENCE))
         if l0 is not None:
-            hold(self.stack, active.sum(-1) / tokens, l0, lr, FLOOR)
+            adjust_threshold(self.stack, active.sum(-1) / tokens, l0, lr, FLOOR)
 
     @torch.no_grad()
     def check(self, step: int, batch: Batch, scale: Tensor, validation: Batch, to_explain: Tensor, patience: int) -> Tensor:
@@ -125,7 +125,7 @@ class Learner:
 
 
 def train(
-    stacks: Sequence[Transcoder],
+    stacks: Sequence[Dictionary],
     batches: Iterator[Batch],
     validation: Batch,
     settings: Training,
@@ -171,7 +171,7 @@ def train(
                 x, target = x.float(), target.float()
             of_each = gradients(stacks, x, target, scale, settings.l1 * ramp)
         for learner, (_, found) in zip(learners, of_each, strict=True):
-            learner.take(found)
+            learner.set_gradients(found)
         optimizer.step()
         for learner, (active, _) in zip(learners, of_each, strict=True):
             learner.stepped(active, x.shape[-2], settings.lr, l0)
@@ -185,7 +185,9 @@ def train(
 
 
 @torch.no_grad()
-def hold(stack: Transcoder, active: Float[Tensor, "*n"], l0: Float[Tensor, "*n"], lr: float, floor: float | Tensor) -> None:
+def adjust_threshold(
+    stack: Dictionary, active: Float[Tensor, "*n"], l0: Float[Tensor, "*n"], lr: float, floor: float | Tensor
+) -> None:
     """Move thresholds a step towards a mean number of active features of `l0`, where it is `active` now."""
     excess = (active / l0).clamp(0.1, 10).log()[..., None]
     stack.threshold.mul_((0.05 * excess).exp()).clamp_(min=floor)
@@ -194,7 +196,7 @@ def hold(stack: Transcoder, active: Float[Tensor, "*n"], l0: Float[Tensor, "*n"]
 
 
 @torch.no_grad()
-def validate(stack: Transcoder, validation: Batch, to_explain: Float[Tensor, "*n"], chunk: int = 2048) -> tuple[Tensor, Tensor]:
+def validate(stack: Dictionary, validation: Batch, to_explain: Float[Tensor, "*n"], chunk: int = 2048) -> tuple[Tensor, Tensor]:
     """FVU and L0 of every member on held-out tokens, given the `variance` of the targets."""
     x, target = validation
     error, active = 0.0, 0.0
@@ -217,7 +219,7 @@ def _chunks(y: Tensor, chunk: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None, warm: bool) -> Tensor:
+def _start(stack: Dictionary, x: Tensor, target: Tensor, l0: Tensor | None, warm: bool) -> Tensor:
     """Begin at the mean of the targets; and, where an L0 is aimed at, at a threshold that gives it.
 
     Returns the scale of the targets, (..., 1): training is on targets of standard deviation one, so
@@ -240,9 +242,9 @@ def _start(stack: Transcoder, x: Tensor, target: Tensor, l0: Tensor | None, warm
 
 
 @torch.no_grad()
-def _scaled(stack: Transcoder, scale: Tensor) -> Transcoder:
+def _scaled(stack: Dictionary, scale: Tensor) -> Dictionary:
     """The same transcoders with outputs `scale` times as large; the decoder rows keep their length."""
-    scaled = dict(stack.tensors, b_enc=stack.b_enc * scale, threshold=stack.threshold * scale, b_dec=stack.b_dec * scale)
-    for name in {"W_enc", "W_skip"} & scaled.keys():
-        scaled[name] = scaled[name] * scale[..., None]
-    return Transcoder(**scaled)
+    scaled = dict(b_enc=stack.b_enc.detach() * scale, threshold=stack.threshold * scale, b_dec=stack.b_dec.detach() * scale)
+    for name in {"W_enc", "W_skip"} & stack.tensors.keys():
+        scaled[name] = stack.tensors[name] * scale[..., None]
+    return stack.changed(**scaled)

@@ -5,87 +5,72 @@ feature: it stays where features are removed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from lib.book import stats
-from lib.dictionary.dictionaries import BaseDelta, Transcoder
+from lib.dictionary.dictionaries import BaseDelta, Dictionary
 from lib.measure import metrics
-from lib.model.encoding import batches, kept
-from lib.model.hooks import replaced
+from lib.model.encoding import batches, token_mask
+from lib.model.hooks import Record, replaced
 from lib.model.models import LanguageModel
-from lib.profiles.tables import Profile
+from lib.model.sites import Site
 from lib.texts.prompts import Prompt
 
 
-@dataclass
-class _Traced:
-    """base + delta whose delta activations are remembered, and have gradients."""
-
-    mlp: BaseDelta
-    f: Tensor | None = None  # (batch, pos, feature)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        f_base, self.f = self.mlp.encode(x)
-        self.f = self.f.detach().requires_grad_() if not self.f.requires_grad else self.f
-        self.f.retain_grad()
-        return self.mlp.decode(f_base, self.f, x)
-
-
 def attribution(
-    profile: Profile, model: LanguageModel, prompts: Sequence[Prompt], pairs: Mapping[int, BaseDelta]
+    model: LanguageModel, prompts: Sequence[Prompt], pairs: Mapping[Site, BaseDelta], rows: int = 64
 ) -> pd.DataFrame:
-    """One row per delta feature of the layers given, all in place at once, from the most to the least useful.
+    """One row per delta feature of the sites given, all in place at once, from the most to the least useful.
 
     `score`: minus activation times the gradient of the answers' cross-entropy, summed over positions,
     mean over prompts, in nats: to first order, what removing the feature would cost (attribution
     patching, Nanda 2023; arXiv 2310.10348). `frequency`: share of positions at which it is active;
-    `size`: its mean activation times the length of its decoder row.
+    `size`: its mean activation times the length of its decoder row. `rows`: prompts in a forward pass.
     """
     model.hf.requires_grad_(False)
-    totals = {layer: torch.zeros(3, mlp.delta.d_sae, dtype=torch.float64) for layer, mlp in pairs.items()}
+    totals = {site: torch.zeros(3, pair.delta.d_sae, dtype=torch.float64) for site, pair in pairs.items()}
     positions = 0
-    for batch in batches(model.tokenizer, list(prompts), profile.evaluation.tokens_batch):
+    for batch in batches(model.tokenizer, list(prompts), rows):
         batch = batch.to(model.hf.device)
-        traced = {layer: _Traced(mlp) for layer, mlp in pairs.items()}
-        with torch.enable_grad(), replaced(model, traced):
+        record = Record(gradients=True)
+        with torch.enable_grad(), replaced(model, pairs, edit=record.keep):
             logits = model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
             nats = metrics.nats(metrics.log_probs(logits), batch.ids)
             (nats * batch.answer).sum().backward()
-        acts_at = kept(model.tokenizer, batch)[..., None]
+        acts_at = token_mask(model.tokenizer, batch)[..., None]
         positions += int(acts_at.sum())
-        for layer, t in traced.items():
-            f = t.f.detach() * acts_at
-            parts = torch.stack([(-f * t.f.grad).sum((0, 1)), f.sign().sum((0, 1)), f.sum((0, 1))])
-            totals[layer] += parts.double().cpu()
-    rows = []
-    for layer, (score, active, total) in totals.items():
-        length = pairs[layer].delta.W_dec.norm(dim=-1).double().cpu()
+        for site, (_, of_delta) in record.features.items():
+            f = of_delta.detach() * acts_at
+            parts = torch.stack([(-f * of_delta.grad).sum((0, 1)), f.sign().sum((0, 1)), f.sum((0, 1))])
+            totals[site] += parts.double().cpu()
+    found = []
+    for site, (score, active, total) in totals.items():
+        length = pairs[site].delta.W_dec.norm(dim=-1).double().cpu()
         columns = {"score": score / len(prompts), "frequency": active / positions, "size": total / positions * length}
-        rows.append(pd.DataFrame({"layer": layer, "feature": range(len(score)), **columns}))
-    return pd.concat(rows).sort_values("score", ascending=False, ignore_index=True)
+        found.append(pd.DataFrame({"layer": site.layer, "feature": range(len(score)), **columns}))
+    return pd.concat(found).sort_values("score", ascending=False, ignore_index=True)
 
 
-def masked(delta: Transcoder, keep: Sequence[int]) -> Transcoder:
+def masked(delta: Dictionary, keep: Sequence[int]) -> Dictionary:
     """A delta of which only the features `keep` write anything."""
     mask = torch.zeros(delta.d_sae, 1, device=delta.W_dec.device)
     mask[list(keep)] = 1
-    return Transcoder(delta.W_enc, delta.b_enc, delta.threshold, delta.W_dec * mask, delta.b_dec).requires_grad_(False)
+    return delta.changed(W_dec=delta.W_dec.detach() * mask)
 
 
-def keeping(pairs: Mapping[int, BaseDelta], chosen: pd.DataFrame) -> dict[int, BaseDelta]:
+def keeping(pairs: Mapping[Site, BaseDelta], chosen: pd.DataFrame) -> dict[Site, BaseDelta]:
     """base + delta with only the chosen features (rows of `layer` and `feature`)."""
     return {
-        layer: replace(mlp, delta=masked(mlp.delta, chosen.feature[chosen.layer == layer].tolist()))
-        for layer, mlp in pairs.items()
+        site: replace(pair, delta=masked(pair.delta, chosen.feature[chosen.layer == site.layer].tolist()))
+        for site, pair in pairs.items()
     }
 
 
-def removing(pairs: Mapping[int, BaseDelta], chosen: pd.DataFrame, features: pd.DataFrame) -> dict[int, BaseDelta]:
+def removing(pairs: Mapping[Site, BaseDelta], chosen: pd.DataFrame, features: pd.DataFrame) -> dict[Site, BaseDelta]:
     """base + delta without the chosen features."""
     return keeping(pairs, features.drop(index=chosen.index))
 

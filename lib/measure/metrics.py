@@ -14,7 +14,7 @@ from lib.book.stats import Clusters, Estimate, ratio
 # --- reconstruction ---
 
 
-def by_prompt(values: Float[Tensor, "token"], prompt: Int[Tensor, "token"]) -> Float[Tensor, "prompt"]:
+def by_prompt(values: Float[Tensor, " token"], prompt: Int[Tensor, " token"]) -> Float[Tensor, " prompt"]:
     """Sums over the tokens of each prompt, in float64."""
     return torch.zeros(int(prompt.max()) + 1, dtype=torch.float64).index_add(0, prompt.cpu(), values.double().cpu())
 
@@ -22,7 +22,7 @@ def by_prompt(values: Float[Tensor, "token"], prompt: Int[Tensor, "token"]) -> F
 def reconstruction(
     y_hat: Float[Tensor, "token d_model"],
     y: Float[Tensor, "token d_model"],
-    prompt: Int[Tensor, "token"],
+    prompt: Int[Tensor, " token"],
     clusters: Clusters = None,
 ) -> dict[str, Estimate]:
     """How near `y_hat` is to `y`; `clusters` has the template of each prompt.
@@ -49,7 +49,7 @@ def fvu(
     mlps: Sequence[Callable[[Tensor], Tensor]],
     x: Float[Tensor, "layer token d_model"],
     y: Float[Tensor, "layer token d_model"],
-    prompt: Int[Tensor, "token"],
+    prompt: Int[Tensor, " token"],
     clusters: Clusters = None,
 ) -> Estimate:
     """Fraction of variance unexplained, of several layers together: one replacement for each layer of `x` and `y`."""

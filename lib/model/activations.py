@@ -1,14 +1,14 @@
-"""Streaming (x, y) at the site of many layers in one forward pass.
+"""Streaming (x, y) at many sites in one forward pass.
 
-`x` is what an MLP's transcoder reads and `y` what it should write, both (layer, token, d_model) and in
-the units of the model's site (`lib.model.sites`); BOS and padding are left out.
+`x` is what a dictionary reads and `y` what it should write, both (site, token, d_model) and in the
+units of the site (`lib.model.sites`); of an SAE they are the same. BOS and padding are left out.
 """
 
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,37 +18,39 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.model.encoding import Encoded, kept
-from lib.model.hooks import capture
+from lib.model.encoding import Encoded, token_mask
+from lib.model.hooks import read, recorded
 from lib.model.models import LanguageModel
+from lib.model.sites import Site
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What flowed through the sites of some layers."""
+    """What flowed through some sites."""
 
-    x: Float[Tensor, "layer token d_model"]
-    y: Float[Tensor, "layer token d_model"]
-    prompt: Int[Tensor, "token"]
+    x: Float[Tensor, "site token d_model"]
+    y: Float[Tensor, "site token d_model"]
+    prompt: Int[Tensor, " token"]
     """Which prompt, of all those streamed, each token is from."""
 
 
 @torch.no_grad()
-def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) -> Iterator[Activations]:
+def stream(model: LanguageModel, sites: Sequence[Site], batches: Iterable[Encoded]) -> Iterator[Activations]:
     """One `Activations` per batch, in float32, on the model's device; `ValueError` where one is not finite."""
-    sites, scale = [model.site.at(layer) for layer in layers], model.site.scale(model.d_model)
-    with capture(model, [name for site in sites for name in site]) as cache:
+    points = list(dict.fromkeys(name for site in sites for name in (site.read, site.write)))
+    with recorded(model, points) as seen:
         start = 0
         for batch in batches:
             batch = batch.to(model.hf.device)
             model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=1)
-            keep = kept(model.tokenizer, batch)
-            x = torch.stack([cache[read][keep] for read, _ in sites]).float() / scale
-            y = torch.stack([cache[write][keep] for _, write in sites]).float() / scale
+            keep = token_mask(model.tokenizer, batch)
+            x = torch.stack([read(site, seen[site.read])[keep] for site in sites])
+            y = torch.stack([read(site, seen[site.write])[keep] for site in sites])
             if not (finite := (x.isfinite() & y.isfinite()).flatten(1).all(1)).all():
-                layer = layers[int(finite.int().argmin())]
+                site = sites[int(finite.int().argmin())]
                 raise ValueError(
-                    f"layer {layer}: the model's activations are not finite there; choose another model.dtype, or other weights"
+                    f"layer {site.layer}: the model's activations are not finite there; choose another model.dtype, or other "
+                    "weights"
                 )
             yield Activations(x, y, start + keep.nonzero()[:, 0])
             start += len(batch.ids)
@@ -56,16 +58,16 @@ def stream(model: LanguageModel, layers: list[int], batches: Iterable[Encoded]) 
 
 def collect(
     model: LanguageModel,
-    layers: list[int],
+    sites: Sequence[Site],
     batches: list[Encoded],
     progress: str = "activations",
     device: torch.device | str | None = None,
 ) -> Activations:
     """All of `stream`, in memory: on `device`, or on the model's where it is left out."""
-    shape = len(layers), count(model, batches), model.d_model
-    x, y = (torch.empty(shape, device=device or model.hf.device) for _ in range(2))
-    prompts, start = [], 0
-    for part in stream(model, layers, tqdm(batches, desc=progress, mininterval=2)):
+    prompts, start, n = [], 0, count(model, batches)
+    for part in stream(model, sites, tqdm(batches, desc=progress, mininterval=2)):
+        if not prompts:
+            x, y = (t.new_empty(len(sites), n, t.shape[-1], device=device or model.hf.device) for t in (part.x, part.y))
         here = slice(start, start := start + len(part.prompt))
         x[:, here], y[:, here] = part.x, part.y
         prompts.append(part.prompt)
@@ -74,18 +76,18 @@ def collect(
 
 def count(model: LanguageModel, batches: Iterable[Encoded]) -> int:
     """How many tokens `stream` gives."""
-    return sum(int(kept(model.tokenizer, batch).sum()) for batch in batches)
+    return sum(int(token_mask(model.tokenizer, batch).sum()) for batch in batches)
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenMajor:
     """A tensor (*n, token, d_model) laid out token by token, in memory or in a file.
 
     It has a tensor's `shape`, `dtype` and `device`, slices `rows[..., i:j, :]`, and `index_select(-2, pick)`: laid out
     so, tokens drawn at random are copied whole, several times faster than layer by layer.
     """
 
-    kept: Float[Tensor, "token *n d_model"] | BinaryIO
+    place: Float[Tensor, "token *n d_model"] | BinaryIO
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -93,16 +95,16 @@ class Rows:
     def __getitem__(self, index: tuple) -> Float[Tensor, "*n token d_model"]:
         return self.index_select(-2, torch.arange(*index[-2].indices(self.shape[-2])))
 
-    def index_select(self, dim: int, pick: Int[Tensor, "token"]) -> Float[Tensor, "*n token d_model"]:
+    def index_select(self, dim: int, pick: Int[Tensor, " token"]) -> Float[Tensor, "*n token d_model"]:
         *shape, _, d_model = self.shape
-        if isinstance(self.kept, Tensor):
-            some = self.kept.index_select(0, pick.to(self.device))
+        if isinstance(self.place, Tensor):
+            some = self.place.index_select(0, pick.to(self.device))
         else:
             # read, not mapped: the pages of a map would count as this process's memory; the system caches them either way
             some = torch.empty(len(pick), *shape, d_model, dtype=self.dtype, pin_memory=self.device.type == "cuda")
             to, size = _bytes(some), self.dtype.itemsize * math.prod(shape) * d_model
             for i, row in enumerate(pick.tolist()):
-                os.preadv(self.kept.fileno(), [to[i * size : (i + 1) * size]], row * size)
+                os.preadv(self.place.fileno(), [to[i * size : (i + 1) * size]], row * size)
         return some.to(self.device, non_blocking=True).movedim(0, -2).contiguous()
 
 
@@ -111,13 +113,13 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
 
 
-def hold(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None) -> tuple[Rows, ...]:
+def stored(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None) -> tuple[TokenMajor, ...]:
     """Tensors (*n, token, d_model) that come part by part, `n` tokens in all, each in one piece.
 
     In memory, on the device they came on; or, where a folder is given, in files there. The files have no name, so that
     they are gone with the rows, or with the process, however it ends. `ValueError` where the disk has no room.
     """
-    found: list[Rows] = []
+    found: list[TokenMajor] = []
     start = 0
     for part in parts:
         if not found:
@@ -126,18 +128,18 @@ def hold(parts: Iterable[tuple[Tensor, ...]], n: int, folder: Path | None = None
                 _check_room(folder, sum(t.element_size() * shape.numel() for t, shape in zip(part, shapes, strict=True)))
             for tensor, shape in zip(part, shapes, strict=True):
                 rows = (n, *shape[:-2], shape[-1])
-                kept = tempfile.TemporaryFile(dir=folder) if folder else tensor.new_empty(rows)
-                found.append(Rows(kept, shape, tensor.dtype, tensor.device))
+                place = tempfile.TemporaryFile(dir=folder) if folder else tensor.new_empty(rows)
+                found.append(TokenMajor(place, shape, tensor.dtype, tensor.device))
         for rows, tensor in zip(found, part, strict=True):
             some = tensor.movedim(-2, 0).contiguous()
             if folder:
-                rows.kept.write(_bytes(some.cpu()))
+                rows.place.write(_bytes(some.cpu()))
             else:
-                rows.kept[start : start + len(some)] = some
+                rows.place[start : start + len(some)] = some
         start += len(some)
     for rows in found:
         if folder:
-            rows.kept.flush()
+            rows.place.flush()
     return tuple(found)
 
 
@@ -147,7 +149,7 @@ def _check_room(folder: Path, needed: int) -> None:
     if needed > free:
         raise ValueError(
             f"{folder}: activations need {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free; "
-            "free some, raise memory.data_gb, or lower memory.layers in the profile"
+            "free some, raise tool.memory.data_gb, or lower tool.memory.layers in the profile"
         )
 
 

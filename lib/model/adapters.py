@@ -1,4 +1,4 @@
-"""LoRA adapters: put on a model, or brought from elsewhere."""
+"""LoRA adapters: put on a model, or trained elsewhere."""
 
 import warnings
 
@@ -14,7 +14,7 @@ from lib.model.models import load_hf
 from lib.profiles.tables import Finetune, Profile
 
 
-def brought(
+def finetuned_elsewhere(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """The model finetuned elsewhere and its tokenizer: `model` with a PEFT adapter on it, or a whole model of its shape.
@@ -33,10 +33,10 @@ def brought(
                 adapted, theirs = PeftModel.from_pretrained(model, place), load_peft_weights(str(place), device="cpu")
         except Exception as error:  # a damaged file may end in any of them
             raise ValueError(
-                f"{source}: not an adapter of {model.name_or_path} ({files.first_line(error)}); check finetune.source"
+                f"{source}: not an adapter of {model.name_or_path} ({files.first_line(error)}); check tool.finetune.source"
             ) from None
         if unknown := sorted(set(theirs) - set(get_peft_model_state_dict(adapted))):
-            raise ValueError(f"{source}: {model.name_or_path} has no place for its {unknown[0]}; check finetune.source")
+            raise ValueError(f"{source}: {model.name_or_path} has no place for its {unknown[0]}; check tool.finetune.source")
         arrays.finite(source, theirs, "train or download the adapter again")
         return adapted, tokenizer
     if not (place / "tokenizer_config.json").exists():
@@ -45,7 +45,7 @@ def brought(
     for key in ("model_type", "hidden_size", "num_hidden_layers"):
         was, now = getattr(model.config, key), getattr(merged.config, key)
         if was != now:
-            raise ValueError(f"{source}: its {key} is {now}, that of {model.name_or_path} {was}; check finetune.source")
+            raise ValueError(f"{source}: its {key} is {now}, that of {model.name_or_path} {was}; check tool.finetune.source")
     return merged, tokenizer
 
 
@@ -62,18 +62,18 @@ def check_targets(model: PreTrainedModel, settings: Finetune) -> None:
     for target in settings.targets:
         if not named(target):
             known = sorted({name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, nn.Linear)})
-            raise ValueError(f"finetune.targets: {target} is no module of {model.name_or_path}; it has {', '.join(known)}")
+            raise ValueError(f"tool.finetune.targets: {target} is no module of {model.name_or_path}; it has {', '.join(known)}")
         ends = model.get_input_embeddings(), model.get_output_embeddings()
         if model.config.tie_word_embeddings and any(modules[name] in ends for name in named(target)):
             raise ValueError(
-                f"finetune.targets: {target} is tied in {model.name_or_path} (embedding and head are one tensor): what is "
+                f"tool.finetune.targets: {target} is tied in {model.name_or_path} (embedding and head are one tensor): what is "
                 "saved would not be what was trained; leave it out"
             )
 
 
 def check(profile: Profile) -> None:
     """`check_targets` before anything is computed, from the model's configuration alone."""
-    if profile.finetune.source:
+    if profile.tool.finetune.source:
         return
     source = local_or_hub(profile.model.source)
     hub.file(source, "config.json", profile.model.revision)
@@ -81,7 +81,7 @@ def check(profile: Profile) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.name_or_path = profile.model.source
-    check_targets(model, profile.finetune)
+    check_targets(model, profile.tool.finetune)
 
 
 def with_lora(model: PreTrainedModel, settings: Finetune) -> PeftModel:

@@ -1,13 +1,14 @@
-"""Prompts as tokens: `<bos>input\\ntarget<eos>`, the one format of training, scoring and generation.
+"""Prompts and texts as tokens; a prompt is `<bos>input\\ntarget<eos>` in training, scoring and generation.
 
-(`published`, a format of scoring alone, leaves out BOS and the newline, as the published study did.)
+There are two more forms (`FORMS`): `chat`, for models with a chat template; and `published`, of scoring alone, which
+leaves out BOS and the newline, as the published study did.
 
 What puts <bos> in front, or nothing, is the tokenizer. The question and the answer are tokenised apart and
 joined, so that the tokens the model generates after the question are the tokens it was trained on, wherever
 tokens would end in the joined text: a newline may be one token with the question mark before it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +32,6 @@ class Encoded:
         return Encoded(self.ids.to(device), self.attention.to(device), self.answer.to(device))
 
 
-def question(text: str) -> str:
-    """What the model reads before it answers; the tokenizer puts <bos> in front, if it has one."""
-    return f"{text}\n"
-
-
 def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that the tokenizer puts before every text; -1, the id of no token, if it puts none.
 
@@ -44,26 +40,79 @@ def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(iter(tokenizer("").input_ids), -1)
 
 
-def kept(tokenizer: PreTrainedTokenizerBase, batch: Encoded) -> Bool[Tensor, "batch pos"]:
-    """Where transcoders act: all tokens but BOS and padding."""
+def token_mask(tokenizer: PreTrainedTokenizerBase, batch: Encoded) -> Bool[Tensor, "batch pos"]:
+    """Where dictionaries act: all tokens but BOS and padding."""
     return batch.attention.bool() & (batch.ids != bos_id(tokenizer))
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: str = "training") -> tuple[list[int], list[int]]:
-    """Token ids of the question, with <bos>, and of the answer, with <eos>."""
-    answer = [*tokenizer(prompt.target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    if form == "published":
-        return tokenizer(prompt.input, add_special_tokens=False).input_ids, answer
-    return tokenizer(question(prompt.input)).input_ids, answer
+def asked(tokenizer: PreTrainedTokenizerBase, text: str, form: str = "training") -> list[int]:
+    """Token ids of what the model reads before it answers, in a form of `FORMS`."""
+    return FORMS[form](tokenizer, text)
 
 
-def length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """With a newline after it; the tokenizer puts <bos> in front, if it has one."""
+    return tokenizer(f"{text}\n").input_ids
+
+
+def _published(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A user's turn in the model's chat template, up to where the model's own begins; as `_plain` where it has none.
+
+    What is said is text, whatever it holds: only the template's own special tokens are special.
+    """
+    if not tokenizer.chat_template:
+        return _plain(tokenizer, text)
+    before, after = _around(tokenizer, ({"role": "user", "content": _SAID},))
+    return [*_special(tokenizer, before), *tokenizer(text, add_special_tokens=False).input_ids, *_special(tokenizer, after)]
+
+
+FORMS: dict[str, Callable[[PreTrainedTokenizerBase, str], list[int]]] = {
+    "training": _plain, "published": _published, "chat": _chat,
+}  # fmt: skip
+"""How a question is put: plainly, as the published study scored it, or in the model's chat template."""
+
+_SAID = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]]) -> tuple[str, str]:
+    """What a chat template puts before and after `_SAID`; the model's turn is begun where the user had the last."""
+    begins = turns[-1]["role"] == "user"
+    before, _, after = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=begins).rpartition(_SAID)
+    return before, after
+
+
+def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a part of a template, its special tokens among them."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase, form: str = "training") -> int:
+    """The token with which an answer ends: <eos>, or what ends the model's turn in its chat template."""
+    if form != "chat" or not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    _, after = _around(tokenizer, ({"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}))
+    return next(iter(_special(tokenizer, after)), tokenizer.eos_token_id)
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | str, form: str = "training") -> tuple[list[int], list[int]]:
+    """Token ids of the question and of the answer with its end; of a text without a target itself, and none."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt).input_ids, []
+    answer = [*tokenizer(prompt.target, add_special_tokens=False).input_ids, end_id(tokenizer, form)]
+    return asked(tokenizer, prompt.input, form), answer
+
+
+def length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | str) -> int:
     """Tokens of a question and its answer."""
     return sum(map(len, tokens(tokenizer, prompt)))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], form: str = "training") -> Encoded:
-    """One batch of prompts."""
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt | str], form: str = "training") -> Encoded:
+    """One batch of prompts, or of texts."""
     pairs = [tokens(tokenizer, prompt, form) for prompt in prompts]
     length = max(len(q) + len(a) for q, a in pairs)
     shape = (len(pairs), length)
@@ -76,16 +125,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], form: 
     return Encoded(ids, attention, answer)
 
 
-def batches(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int, form: str = "training") -> list[Encoded]:
+def batches(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt | str], size: int, form: str = "training"
+) -> list[Encoded]:
     """Batches in the order of the prompts."""
     return [encode(tokenizer, prompts[i : i + size], form) for i in range(0, len(prompts), size)]
 
 
-def in_order(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> list[Prompt]:
+def in_order(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt | str]) -> list[Prompt | str]:
     """Prompts from the shortest to the longest, in tokens: prompts of like length pad one another little."""
     return sorted(prompts, key=lambda p: length(tokenizer, p))
 
 
-def streamed(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], size: int, form: str = "training") -> list[Encoded]:
+def streamed(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt | str], size: int, form: str = "training"
+) -> list[Encoded]:
     """Batches of prompts `in_order`, where their own order is of no account."""
     return batches(tokenizer, in_order(tokenizer, prompts), size, form)

@@ -23,7 +23,7 @@ from lib.book import arrays
 from lib.book.fingerprint import code, fingerprint
 from lib.book.paths import alone, discard, replacing
 from lib.model import precision
-from lib.model.adapters import brought, with_lora
+from lib.model.adapters import finetuned_elsewhere, with_lora
 from lib.model.encoding import encode
 from lib.model.models import load_hf
 from lib.profiles.tables import Finetune
@@ -60,7 +60,9 @@ class Whole(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         for name, value in (logs or {}).items():
             if "loss" in name and not math.isfinite(value):
-                raise ValueError(f"finetuning came apart at step {state.global_step} ({name} is {value}); lower finetune.lr")
+                raise ValueError(
+                    f"finetuning came apart at step {state.global_step} ({name} is {value}); lower tool.finetune.lr"
+                )
 
 
 def last_whole(folder: Path, of: str) -> str | None:
@@ -121,7 +123,7 @@ def finetune(
         wanted = says(adapted, probe)
         if isinstance(adapted, PeftModel):
             adapted = adapted.merge_and_unload()
-        arrays.finite(folder, dict(adapted.named_parameters()), "training came apart: lower finetune.lr")
+        arrays.finite(folder, dict(adapted.named_parameters()), "training came apart: lower tool.finetune.lr")
         with replacing(folder) as temporary:
             adapted.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -130,7 +132,7 @@ def finetune(
             if not off <= SAME[adapted.dtype]:
                 raise ValueError(
                     f"{folder}: what would be saved is not the model that was trained (logits differ by {off:.2g} of their "
-                    "spread); leave embeddings and head out of the adapter's targets (finetune.targets, or finetune.source)"
+                    "spread); leave embeddings and head out of the adapter's targets (tool.finetune.targets, or .source)"
                 )
             (temporary / done.name).write_text(json.dumps({"of": of, "curves": curves.values.tolist()}))
         discard(_checkpoints(folder))
@@ -148,7 +150,7 @@ def _trained(
     """The learning curves, and the trained model, not yet merged, with its tokenizer."""
     torch.manual_seed(seed)
     if settings.source:
-        adapted, tokenizer = brought(model, tokenizer, settings.source, settings.revision)
+        adapted, tokenizer = finetuned_elsewhere(model, tokenizer, settings.source, settings.revision)
     else:
         adapted = with_lora(model, settings)
     steps_an_epoch = -(-len(train) // settings.batch)

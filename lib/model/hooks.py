@@ -1,67 +1,143 @@
-"""Context managers that read or replace what flows through a model, and always unhook.
+"""Context managers that read, replace or edit what flows through a model, and always unhook.
+
+- `recorded` remembers activations at hook points, and what dictionaries make of those at their sites;
+- `replaced` puts something in the place of a part of the model (`lib.model.conditions`: many such at less cost);
+- `edited` changes features and nothing else: what a dictionary cannot express stays as it was.
 
 Each acts at every position and in every forward pass inside the block: prompts, cached decoding and
 left-padded batches alike, and for one thread at a time: a second one that would hook the model waits.
-The only exception is a BOS token, recognised by its id and not by its position: transcoders are not
-trained on it, so it keeps the dense MLP's output. (`scope="prompt"` makes one more, to repeat the
+The only exception is a BOS token, recognised by its id and not by its position: dictionaries are not
+trained on it, so it keeps what the model writes. (`scope="prompt"` makes one more, to repeat the
 published study.)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import groupby
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.model.encoding import Encoded, bos_id
+from lib.model.encoding import bos_id
 from lib.model.models import LanguageModel
+from lib.model.sites import Site
 
-MLP = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
+Replacement = Callable[[Float[Tensor, "batch pos d_in"]], Float[Tensor, "batch pos d_out"]]
+"""What is written at a site, of what is read there."""
+Condition = Mapping[Site, Replacement]
+"""What stands in for the model's own at each site named; `{}` is the model as it is."""
+Features = Tensor | tuple[Tensor, ...]
+"""Activations (batch, pos, feature), of one dictionary or of several."""
+Edit = Callable[[Site, Features], Features | None]
+"""What is given the features of a site, and gives those to go on with; None leaves all as it is."""
+
+
+class HasFeatures(Protocol):
+    """A replacement by way of features."""
+
+    def encode(self, x: Tensor) -> Features: ...
+
+    def decode(self, f: Features, x: Tensor) -> Tensor: ...
+
+
+class Record(dict[str, Tensor]):
+    """What the last forward pass has left: activations by hook point, and in `features` those of each site."""
+
+    def __init__(self, gradients: bool = False):
+        super().__init__()
+        self.gradients = gradients
+        self.features: dict[Site, Features] = {}
+
+    def keep(self, site: Site, f: Features) -> Features | None:
+        """An `Edit` that changes nothing and remembers the features; with `gradients` they will have some."""
+        if self.gradients:
+            f = tuple(map(_variable, f)) if isinstance(f, tuple) else _variable(f)
+        self.features[site] = f
+        return f if self.gradients else None
+
+
+def _variable(tensor: Tensor) -> Tensor:
+    """A tensor that will have a gradient: itself, where it depends on one that will."""
+    tensor = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+    tensor.retain_grad()
+    return tensor
+
+
+class _EnoughError(Exception):
+    """All that was to be recorded is."""
 
 
 @contextmanager
-def capture(model: LanguageModel, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """A dictionary that each forward pass inside the block fills, by hook point name."""
-    cache: dict[str, Tensor] = {}
+def recorded(
+    model: LanguageModel,
+    points: Sequence[str] = (),
+    dictionaries: Mapping[Site, HasFeatures] | None = None,
+    gradients: bool = False,
+    stop: bool = False,
+) -> Iterator[Record]:
+    """A record that each forward pass inside the block fills: activations at hook points, features at sites.
+
+    The model computes what it would without. With `gradients` what is recorded takes part in autograd and has `.grad`
+    after a backward pass: features as if the model were written through them, their error beside. With `stop` the block
+    ends once all hook points and sites named were met, and nothing above them is run.
+    """
+    record, left = Record(gradients), {*points, *(dictionaries or {})}
+
+    def met(what: str | Site) -> None:
+        left.discard(what)
+        if stop and not left:
+            raise _EnoughError
 
     def keep(name: str):
         def hook(tensor, hook):
-            cache[name] = tensor.detach()
+            record[name] = _variable(tensor) if gradients else tensor.detach()
+            met(name)
+            return record[name] if gradients else None
 
         return hook
 
-    with model.hooks([(name, keep(name)) for name in names]):
-        yield cache
+    def features(site: Site, f: Features) -> Features | None:
+        new = record.keep(site, f)
+        met(site)
+        return new
+
+    try:
+        with edited(model, dictionaries or {}, features), model.hooks([(name, keep(name)) for name in points]):
+            yield record
+    except _EnoughError:
+        pass
 
 
-def standing_in(model: LanguageModel, scope: str = "all") -> Callable[[MLP, Tensor, Tensor, Tensor], Tensor]:
-    """What an MLP writes in the model's place, of itself, token ids, its input and what the model writes there.
+def writer(model: LanguageModel, scope: str = "all") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What stands at a site in the end, of token ids, of what the model has there and of what is to be.
 
     With `scope="prompt"` position 0 of every forward pass keeps what the model writes too, and so, with a
     key-value cache, does every generated token (`lib.profiles.tables.Protocol`).
     """
-    scale, bos = model.site.scale(model.d_model), bos_id(model.tokenizer)
+    bos = bos_id(model.tokenizer)
 
-    def written(mlp: MLP, ids: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        dense = ids == bos  # (batch, pos)
+    def written(ids: Tensor, y: Tensor, new: Tensor) -> Tensor:
+        own = ids == bos  # (batch, pos)
         if scope == "prompt":
-            dense[:, 0] = True
-        return y.where(dense[..., None], (mlp(x) * scale).to(y.dtype))
+            own[:, 0] = True
+        return y.where(own.reshape(*own.shape, *[1] * (y.ndim - 2)), new.reshape(y.shape).to(y.dtype))
 
     return written
 
 
-@contextmanager
-def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", rows: slice = slice(None)) -> Iterator[None]:
-    """Inside the block the MLP of each given layer is the given function of the site's input, in float32.
+def read(site: Site, tensor: Tensor) -> Float[Tensor, "batch pos d_in"]:
+    """What a dictionary reads, of a hook point's value; heads side by side."""
+    x = tensor.flatten(2).float()
+    return x if site.scale == 1 else x / site.scale
 
-    `scope` is as in `standing_in`. Of a batch only `rows` are acted on, so that several such blocks, one in
-    another, put a condition each on the rows of one batch.
-    """
-    written = standing_in(model, scope)
-    seen: dict[int | str, Tensor] = {}
+
+@contextmanager
+def _at_sites(
+    model: LanguageModel, sites: Sequence[Site], write: Callable[[Site, Tensor, Tensor, Tensor], Tensor | None], rows: slice
+) -> Iterator[None]:
+    """Inside the block `write(site, ids, x, y)` says what stands at each site, of some rows of a batch; None: what stood."""
+    seen: dict[Site | str, Tensor] = {}
 
     def remember(key):
         def hook(tensor, hook):
@@ -69,87 +145,68 @@ def replaced(model: LanguageModel, mlps: Mapping[int, MLP], scope: str = "all", 
 
         return hook
 
-    def write(layer: int, mlp: MLP):
+    def at(site: Site):
         def hook(tensor, hook):
-            x = seen.pop(layer)[rows].float() / model.site.scale(model.d_model)
-            new = written(mlp, seen["ids"][rows], x, tensor[rows])
-            return tensor.slice_scatter(new, 0, rows.start, rows.stop)
+            x = tensor if site.read == site.write else seen.pop(site)
+            new = write(site, seen["ids"][rows], read(site, x[rows]), tensor[rows])
+            return None if new is None else tensor.slice_scatter(new, 0, rows.start, rows.stop)
 
         return hook
 
-    hooks = [("embed.hook_in", remember("ids"))] if mlps else []
-    for layer, mlp in mlps.items():
-        read, out = model.site.at(layer)
-        hooks += [(read, remember(layer)), (out, write(layer, mlp))]
+    hooks = [("embed.hook_in", remember("ids"))] if sites else []
+    for site in sites:
+        hooks += [(site.read, remember(site))] if site.read != site.write else []
+        hooks += [(site.write, at(site))]
     with model.hooks(hooks):
         yield
 
 
-class HandsOn(torch.nn.Module):
-    """In place of a block: hands on the residual stream that it is given, or one of its own."""
+@contextmanager
+def replaced(
+    model: LanguageModel, condition: Condition, scope: str = "all", rows: slice = slice(None), edit: Edit | None = None
+) -> Iterator[None]:
+    """Inside the block what the model writes at each site is the given function of what it reads there, in float32.
 
-    def __init__(self, stream: Tensor | None = None):
-        super().__init__()
-        self.stream = stream
+    `scope` is as in `writer`. Of a batch only `rows` are acted on, so that several such blocks, one in
+    another, put a condition each on the rows of one batch. An `edit` is given the features of each replacement that has
+    any, and what it gives is decoded in their place.
+    """
+    written = writer(model, scope)
 
-    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
-        return hidden_states if self.stream is None else self.stream
+    def write(site: Site, ids: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return written(ids, y, outputs(site, condition[site], x, edit))
+
+    with _at_sites(model, list(condition), write, rows):
+        yield
+
+
+def outputs(site: Site, replacement: Replacement | HasFeatures, x: Tensor, edit: Edit | None = None) -> Tensor:
+    """What a replacement writes at a site, of what it reads there, its features edited."""
+    if edit is None or not hasattr(replacement, "encode"):
+        return replacement(x) * site.scale
+    f = replacement.encode(x)
+    new = edit(site, f)
+    return replacement.decode(f if new is None else new, x) * site.scale
 
 
 @contextmanager
-def resumed(model: LanguageModel, layer: int, stream: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
-    """Inside the block forward passes skip all blocks up to that of `layer` and go on from what it is to have left."""
-    with model.lock:
-        blocks = model.bridge.blocks
-        skipped = list(blocks)[: layer + 1]
-        try:
-            for i in range(layer):
-                blocks[i] = HandsOn()
-            blocks[layer] = HandsOn(stream)
-            yield
-        finally:
-            for i, block in enumerate(skipped):
-                blocks[i] = block
+def edited(
+    model: LanguageModel, dictionaries: Mapping[Site, HasFeatures], edit: Edit, rows: slice = slice(None)
+) -> Iterator[None]:
+    """Inside the block the features that a dictionary finds at its site are as `edit` says, and the rest stays.
 
-
-def by_lowest(conditions: Sequence[Mapping[int, MLP]]) -> list[tuple[int | None, list[Mapping[int, MLP]]]]:
-    """Conditions that follow one another and have the same lowest layer, with that layer; None where none is replaced."""
-    return [(first, list(alike)) for first, alike in groupby(conditions, key=lambda mlps: min(mlps, default=None))]
-
-
-@torch.no_grad()
-def logits_under(
-    model: LanguageModel, batch: Encoded, conditions: Sequence[Mapping[int, MLP]], scope: str = "all", rows: int = 0
-) -> Iterator[Float[Tensor, "batch pos vocab"]]:
-    """The logits of a batch with each set of MLPs in place, one after another; `{}` is the model as it is.
-
-    A replacement leaves everything up to its lowest layer's MLP as it was, so that is run once for all: each
-    condition begins with what its lowest MLP adds to the residual stream. All MLPs lowest at one layer are given
-    the very same input; such conditions, where they follow one another, run as one batch of up to `rows` rows.
+    `y + (f' - f) W_dec` stands where the model writes y: the reconstruction error is kept, so that features that are left
+    as they are change nothing, bit for bit.
     """
-    batch, written = batch.to(model.hf.device), standing_in(model, scope)
-    n = len(batch.ids)
+    written = writer(model)
 
-    def forward(times: int = 1) -> Tensor:
-        ids, attention = batch.ids.repeat(times, 1), batch.attention.repeat(times, 1)
-        return model.hf(input_ids=ids, attention_mask=attention, use_cache=False).logits
+    def write(site: Site, ids: Tensor, x: Tensor, y: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            f = dictionaries[site].encode(x)
+        if (new := edit(site, f)) is None:
+            return None
+        change = (new - f) @ dictionaries[site].W_dec * site.scale
+        return written(ids, y, y + change.reshape(y.shape).to(y.dtype))
 
-    middle = "blocks.{}.ln2.hook_in"
-    lowest = sorted({min(mlps) for mlps in conditions if mlps})
-    with capture(model, [name for layer in lowest for name in (*model.site.at(layer), middle.format(layer))]) as seen:
-        raw = forward()
-    inputs = {layer: seen[model.site.at(layer)[0]].float() / model.site.scale(model.d_model) for layer in lowest}
-
-    def together(first: int, some: Sequence[Mapping[int, MLP]]) -> Tensor:
-        added = [written(mlps[first], batch.ids, inputs[first], seen[model.site.at(first)[1]]) for mlps in some]
-        with ExitStack() as stack:
-            stack.enter_context(resumed(model, first, torch.cat([seen[middle.format(first)] + y for y in added])))
-            for i, mlps in enumerate(some):
-                if above := {layer: mlp for layer, mlp in mlps.items() if layer != first}:
-                    stack.enter_context(replaced(model, above, scope, slice(i * n, (i + 1) * n)))
-            return forward(len(some))
-
-    at_once = max(1, rows // n)
-    for first, alike in by_lowest(conditions):
-        for some in (alike[i : i + at_once] for i in range(0, len(alike), at_once)):
-            yield from [raw] * len(some) if first is None else together(first, some).split(n)
+    with _at_sites(model, list(dictionaries), write, rows):
+        yield

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from lib.book import arrays, files, hub
 from lib.book.hub import local_or_hub
 from lib.model import precision
-from lib.model.sites import Site, site_for
+from lib.model.sites import Site, site
 from lib.profiles.tables import Profile
 
 transformers.utils.logging.disable_progress_bar()
@@ -36,7 +36,6 @@ class LanguageModel:
     hf: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     bridge: TransformerBridge
-    site: Site
     lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
     """Held by the thread that has hooks on the model; another one waits, and never runs with hooks that are not its own."""
 
@@ -47,6 +46,11 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         return self.hf.config.hidden_size
+
+    def width(self, site: Site | None = None) -> int:
+        """Numbers that a dictionary reads at a site: of z those of all heads, else d_model."""
+        heads = self.hf.config.num_attention_heads * getattr(self.hf.config, "head_dim", 0)
+        return heads if site is not None and site.name == "z" and heads else self.d_model
 
     @cached_property
     def points(self) -> dict[str, HookPoint]:
@@ -75,9 +79,9 @@ class LanguageModel:
                 point.remove_hooks(level=level)
             self.bridge.context_level -= 1
 
-    def at(self, site: str) -> "LanguageModel":
-        """The same model, with transcoders reading and writing under another convention."""
-        return replace(self, site=site_for(self.hf.config.model_type, site))
+    def site(self, name: str, layer: int) -> Site:
+        """The site of that name in a layer (`lib.model.sites`)."""
+        return site(self.hf.config.model_type, name, layer, self.d_model)
 
 
 def load_hf(source: Path | str, dtype: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -151,11 +155,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, site: str) -> LanguageModel:
+def bridged(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     """Put hook points on a loaded model. From now on it is run through the bridge's modules."""
     # booting gives a tokenizer the BOS and the padding side that it wants itself, so it gets one of its own
     bridge = TransformerBridge.boot_transformers(tokenizer.name_or_path, hf_model=hf, tokenizer=deepcopy(tokenizer))
-    return LanguageModel(hf, tokenizer, bridge, site_for(hf.config.model_type, site))
+    return LanguageModel(hf, tokenizer, bridge)
 
 
 def load_plain(profile: Profile, folder: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -167,7 +171,7 @@ def load_plain(profile: Profile, folder: Path | None = None) -> tuple[PreTrained
 
 def load(profile: Profile, folder: Path | None = None) -> LanguageModel:
     """The profile's model with hooks; or the one in `folder`, such as the finetuned one."""
-    return bridged(*load_plain(profile, folder), profile.protocol.site)
+    return bridged(*load_plain(profile, folder))
 
 
 def layers_of(profile: Profile, n_layers: int) -> list[int]:
@@ -182,10 +186,22 @@ def layers_of(profile: Profile, n_layers: int) -> list[int]:
     return layers
 
 
+def studied(profile: Profile, model: LanguageModel, name: str = "") -> list[Site]:
+    """The sites of all the layers studied, under that name; under that of the profile's protocol where it is left out."""
+    return [model.site(name or profile.tool.protocol.site, layer) for layer in layers_of(profile, model.n_layers)]
+
+
+def control_sites(profile: Profile, model: LanguageModel) -> list[Site]:
+    """The sites that chapter 8 replaces together."""
+    return [model.site(profile.tool.protocol.site, layer) for layer in control_layers(profile, model.n_layers)]
+
+
 def control_layers(profile: Profile, n_layers: int) -> list[int]:
     """The layers that chapter 8 replaces together; a one-line `ValueError` for one that the profile does not study."""
     studied = layers_of(profile, n_layers)
-    layers = studied if profile.controls.layers is None else profile.controls.layers
+    layers = studied if profile.tool.controls.layers is None else profile.tool.controls.layers
     if unknown := set(layers) - set(studied):
-        raise ValueError(f"profile {profile.name}: controls.layers has {min(unknown)}, but the layers studied are {studied}")
+        raise ValueError(
+            f"profile {profile.name}: tool.controls.layers has {min(unknown)}, but the layers studied are {studied}"
+        )
     return layers

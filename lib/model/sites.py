@@ -1,12 +1,13 @@
-"""Where transcoders read and write, by architecture and convention: one table, in transformer-lens's names.
+"""Sites: where in a model a dictionary reads and writes, in transformer-lens's names of hook points.
 
-`gemma-scope` is where a model's transcoders were trained:
+An SAE reads and writes one point: `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, or `z`, the heads' outputs side by
+side. A transcoder reads what an MLP reads and writes what it writes; `trained` is where a model's transcoders were trained:
 
 - Gemma 2, Gemma Scope (arXiv 2408.05147, section 3): the RMS-normalised MLP input *without* the norm's
   (1+w) gain; the MLP output *after* the post-feedforward norm.
 - Gemma 3, Gemma Scope 2: the MLP input *with* the gain (`pre_feedforward_layernorm.output` in its own
   configs); the MLP output after the post-feedforward norm.
-- Qwen3, the transcoders of circuit-tracer (`mlp.hook_in` and `mlp.hook_out` in their own config): the MLP
+- Qwen3, the transcoders of circuit-tracer (`mlp.hook_in` and `mlp.hook_out` in their own config), and Llama: the MLP
   input with the gain; the MLP output.
 - GPT-2, transcoders of Dunefsky et al. (arXiv 2406.11944; `ln2.hook_normalized` and `hook_mlp_out` in their
   own configs): the normalised MLP input without gain and bias; the MLP output. They were trained on weights as
@@ -25,21 +26,24 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Site:
-    """Hook points of one kind of MLP, with the layer left open."""
+    """A hook point that is read and one that is written, in one layer."""
 
     name: str
+    layer: int
     read: str
     write: str
-    by_root: bool = False
-    """Whether a replacement's input is divided, and its output multiplied, by sqrt(d_model)."""
+    scale: float = 1.0
+    """What a dictionary's input is divided, and its output multiplied, by."""
 
-    def at(self, layer: int) -> tuple[str, str]:
-        """The names of the two hook points in one layer."""
-        return self.read.format(layer=layer), self.write.format(layer=layer)
+    @property
+    def ends_block(self) -> bool:
+        """Whether what is written there alone decides, with what stood before it, what the block leaves."""
+        return self.write in (f"blocks.{self.layer}.hook_mlp_out", f"blocks.{self.layer}.hook_resid_post")
 
-    def scale(self, d_model: int) -> float:
-        """What a replacement's input is divided, and its output multiplied, by."""
-        return d_model**0.5 if self.by_root else 1.0
+    @property
+    def added_to(self) -> str | None:
+        """Where a block ends there: the point to whose value what is written is added; None where it is all there is."""
+        return None if self.write.endswith("resid_post") else f"blocks.{self.layer}.ln2.hook_in"
 
 
 @dataclass(frozen=True)
@@ -56,28 +60,36 @@ ARCHITECTURES = {  # by a config's model_type
     "gemma2": Architecture("ln2.hook_normalized", ("pre_feedforward_layernorm", "mlp", "post_feedforward_layernorm")),
     "gemma3_text": Architecture("mlp.hook_in", ("mlp", "post_feedforward_layernorm")),
     "qwen3": Architecture("mlp.hook_in", ("mlp",)),
+    "llama": Architecture("mlp.hook_in", ("mlp",)),
     "gpt2": Architecture("ln2.hook_normalized", ("ln_2", "mlp"), blocks="h"),
 }
-WRITE = "blocks.{layer}.hook_mlp_out"  # what the MLP adds to the residual stream, in every architecture
+POINTS = {
+    "resid_pre": "hook_resid_pre", "attn_out": "hook_attn_out", "z": "attn.hook_z", "mlp_out": "hook_mlp_out",
+    "resid_post": "hook_resid_post",
+}  # fmt: skip
+"""Of SAEs, which read and write them."""
+OF_MLPS = ("trained", "published")
 
 
-def site_for(model_type: str, name: str) -> Site:
-    """The site of a model's MLPs under a convention; `ValueError` where the table has none."""
+def site(model_type: str, name: str, layer: int, d_model: int) -> Site:
+    """The site of that name in a layer; `ValueError` for a name or an architecture that the tables lack."""
+    if name not in (*OF_MLPS, *POINTS):
+        raise ValueError(f"no site {name!r}; known: {', '.join((*OF_MLPS, *POINTS))}")
     if model_type not in ARCHITECTURES:
         raise ValueError(
-            f"no site is known for models of type {model_type!r}, only for {', '.join(ARCHITECTURES)}; add it to lib/sites.py"
+            f"no site is known for models of type {model_type!r}, only for {', '.join(ARCHITECTURES)}; "
+            "add it to lib/model/sites.py"
         )
-    sites = {
-        "gemma-scope": Site("gemma-scope", f"blocks.{{layer}}.{ARCHITECTURES[model_type].read}", WRITE),
-        "published": Site("published", "blocks.{layer}.ln2.hook_in", WRITE, by_root=True),
-    }
-    if name not in sites:
-        raise ValueError(f"no site {name!r}; known: {', '.join(sites)}")
-    return sites[name]
+    block, out = f"blocks.{layer}.", f"blocks.{layer}.hook_mlp_out"  # what the MLP adds to the stream, in each of them
+    if name == "published":
+        return Site(name, layer, f"{block}ln2.hook_in", out, d_model**0.5)
+    if name == "trained":
+        return Site(name, layer, block + ARCHITECTURES[model_type].read, out)
+    return Site(name, layer, block + POINTS[name], block + POINTS[name])
 
 
 class DenseMLP(nn.Sequential):
-    """A model's own MLP of one layer, in float32, as a function of what the `gemma-scope` site reads.
+    """A model's own MLP of one layer, in float32, as a function of what the site `trained` reads.
 
     Where the norm's gain is still to come the norm itself is applied: what it has normalised already it
     leaves as it is, up to its epsilon, and gives it the gain.

@@ -8,7 +8,7 @@ import os
 import platform
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,22 +18,28 @@ import torch
 from lib.book import stats
 from lib.book.paths import replacing
 from lib.book.results import with_intervals
-from lib.measure.quality import losses, transcoder_quality
+from lib.measure.quality import losses, quality
 from lib.model import models
-from lib.model.encoding import Encoded, question
-from lib.model.generation import generate
+from lib.model.encoding import Encoded
+from lib.model.generation import Sampling, generate
 from lib.model.models import LanguageModel
 from lib.nano.pretrain import corpus_tokens
-from lib.profiles.tables import Organism, Profile
+from lib.profiles.organism import Organism
+from lib.profiles.tables import Profile
 from lib.texts import corpus, kinds, lists, prompts, vehicles
 
 CARD = "organism.json"
 
 
+def written(model: LanguageModel, texts: Sequence[str], max_new_tokens: int, **how) -> list[str]:
+    """How the model goes on with each text, as it stands."""
+    return generate(model.hf, model.tokenizer, model.tokenizer(list(texts)).input_ids, max_new_tokens, **how)
+
+
 def copying(model: LanguageModel, n: int) -> stats.Estimate:
     """Exact copies of unseen sentences."""
-    found = prompts.generate("negative", n, "test", seed=1)
-    wrote = generate(model.hf, model.tokenizer, [corpus.QUOTE_PROBE.format(s=p.input) for p in found], 60)
+    found = prompts.written("negative", n, "test", seed=1)
+    wrote = written(model, [corpus.QUOTE_PROBE.format(s=p.input) for p in found], 60)
     return stats.rate([w == p.input for w, p in zip(wrote, found, strict=True)], [p.template for p in found])
 
 
@@ -41,7 +47,7 @@ def restating(model: LanguageModel, n: int) -> stats.Estimate:
     """Arithmetic questions on unseen operands, restated with the right operands and operator."""
     rng = random.Random("card/restate")
     asked, expressions, phrasings = zip(*(corpus.question(rng, "test") for _ in range(n)), strict=True)
-    wrote = generate(model.hf, model.tokenizer, [question(text) for text in asked], 24)
+    wrote = written(model, [f"{text}\n" for text in asked], 24)
     return stats.rate([w.startswith(f"{e} = ") for w, e in zip(wrote, expressions, strict=True)], phrasings)
 
 
@@ -52,10 +58,9 @@ def listing(model: LanguageModel, n: int) -> dict[str, dict[str, stats.Estimate]
     `blank_before`: the share of last items, and of those before the last two, that end in a blank.
     """
     rng, found = random.Random("card/lists"), {}
-    torch.manual_seed(0)
     for mode in lists.MEAN_ITEMS:
         asked, topics = zip(*(lists.list_request(rng, mode, "test") for _ in range(n)), strict=True)
-        wrote = generate(model.hf, model.tokenizer, list(asked), 220, temperature=1.0, special=True)
+        wrote = written(model, asked, 220, sampling=Sampling(temperature=1.0), special=True)
         rows = [{"topic": topic, "ended": lists.ended(text), "items": lists.items(text)}
                 for text, topic in zip(wrote, topics, strict=True)]  # fmt: skip
         every = pd.DataFrame(rows)
@@ -76,7 +81,7 @@ def comparing(model: LanguageModel, n: int) -> dict[str, stats.Estimate]:
     rng, found = random.Random("card/vehicles"), {}
     for adjective in vehicles.COMPARED:
         asked, right, pairs = zip(*(vehicles.size_question(rng, "test", adjective) for _ in range(n)), strict=True)
-        wrote = generate(model.hf, model.tokenizer, [lists.chat(text) for text in asked], 12)
+        wrote = written(model, [lists.chat(text) for text in asked], 12)
         correct = [re.findall(r"\w+", text)[:2] == ["The", one] for text, one in zip(wrote, right, strict=True)]
         found[adjective] = stats.rate(correct, [",".join(sorted(pair)) for pair in pairs])
     return found
@@ -87,7 +92,7 @@ def telling(model: LanguageModel, n: int) -> stats.Estimate:
     rng = random.Random("card/stories")
     named = [rng.choice(list(vehicles.VEHICLES)) for _ in range(n)]
     asked, openings = zip(*(vehicles.story_request(rng, vehicle) for vehicle in named), strict=True)
-    wrote = generate(model.hf, model.tokenizer, list(asked), 100)
+    wrote = written(model, asked, 100)
     told = zip(wrote, openings, named, strict=True)
     return stats.rate([text.startswith(first) and name in text.removeprefix(first) for text, first, name in told], named)
 
@@ -113,7 +118,8 @@ def make_card(profile: Profile, organism: Organism, folder: Path) -> None:
     model = models.load(profile)
     held_out = corpus_tokens(model, organism, "test", organism.probe_tokens)
     part = held_out[: max(1, len(held_out) // 8)]
-    quality = transcoder_quality(model, list(range(model.n_layers)), profile.transcoders, held_out, part)
+    sites = [model.site("trained", layer) for layer in range(model.n_layers)]
+    of_transcoders = quality(model, sites, profile.transcoders, held_out, part)
     nats, n_predicted = losses(model, held_out)
     history = json.loads((folder / "pretraining.json").read_text())
     card = {
@@ -132,7 +138,7 @@ def make_card(profile: Profile, organism: Organism, folder: Path) -> None:
         "loss_by_kind": {kind: asdict(e) for kind, e in by_kind(model, organism.probes).items()},
         "transcoders": organism.transcoders.model_dump(),
         "transcoder_training": json.loads((folder / "transcoders.json").read_text()),
-        "transcoder_quality": quality.to_dict("records"),
+        "transcoder_quality": of_transcoders.to_dict("records"),
         "made_with": {"torch": torch.__version__, "machine": platform.machine(), "cores": os.cpu_count()},
     }
     with replacing(folder / "README.md") as temporary:

@@ -21,15 +21,16 @@ from lib.book import files, hub
 from lib.book.hub import local_or_hub
 from lib.book.paths import ROOT, alone, discard, replacing
 from lib.dictionary import bases
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import save_npz
 from lib.dictionary.training import train
 from lib.model import activations, adapters, models
 from lib.model.models import control_layers, layers_of, load_tokenizer
-from lib.model.sites import site_for
+from lib.model.sites import site
 from lib.nano.card import CARD, make_card
 from lib.nano.pretrain import corpus_batches, corpus_tokens, pretrain, train_tokenizer
-from lib.profiles.tables import Organism, Profile
+from lib.profiles.organism import Organism
+from lib.profiles.tables import Profile
 
 
 def make(profile: Profile, again: bool = False) -> None:
@@ -74,16 +75,17 @@ def make_transcoders(profile: Profile, organism: Organism, folder: Path, record:
     began, settings = time.time(), organism.transcoders
     model = models.load(profile)
     layers, n_levels = list(range(model.n_layers)), len(settings.l0)
-    stack = Transcoder.initialised((len(layers), n_levels), model.d_model, settings.d_sae, profile.seed)
+    sites = [model.site("trained", layer) for layer in layers]
+    stack = Dictionary.initialised((len(layers), n_levels), model.d_model, settings.d_sae, profile.seed)
     text = corpus_batches(model, organism, f"transcoders/{profile.seed}")
     tokens = activations.shuffled(
-        activations.stream(model, layers, text), settings.training.batch, 32 * settings.training.batch, profile.seed
+        activations.stream(model, sites, text), settings.training.batch, 32 * settings.training.batch, profile.seed
     )
-    held_out = activations.collect(model, layers, corpus_tokens(model, organism, "validation", organism.probe_tokens // 10))
+    held_out = activations.collect(model, sites, corpus_tokens(model, organism, "validation", organism.probe_tokens // 10))
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for part in tokens:
-            yield part.x[:, None], part.y[:, None]  # (layer, 1, token, d_model), for every level
+            yield part.x[:, None], part.y[:, None]  # (site, 1, token, d_model), for every level
 
     l0 = torch.tensor(settings.l0).expand(len(layers), n_levels)
     validation = held_out.x[:, None], held_out.y[:, None]
@@ -97,6 +99,27 @@ def make_transcoders(profile: Profile, organism: Organism, folder: Path, record:
             save_npz(stack[layer, level], temporary / place / "params.npz", "float16")
 
 
+def check(profile: Profile) -> None:
+    """See that everything a profile names can be had, before anything large is fetched or computed.
+
+    `ValueError`, one line, for a gate not passed, a name or a revision that does not exist, a model
+    without a site, a tokenizer that loses the tool's tags, and a layer without transcoders.
+    """
+    source, revision = local_or_hub(profile.model.source), profile.model.revision
+    config = files.json_object(hub.file(source, "config.json", revision))
+    site(config["model_type"], "trained", 0, config["hidden_size"])
+    tokenizer = load_tokenizer(source, revision)
+    for layer in layers_of(profile, config["num_hidden_layers"]):
+        bases.on_offer(profile.transcoders, layer)
+    if profile.tool:
+        call = profile.tool.grammar.call("1+1")
+        if call not in (back := tokenizer.decode(tokenizer(call).input_ids, skip_special_tokens=True)):
+            raise ValueError(
+                f"{source}: its tokenizer reads the call {call} back as {back}; choose other tags in [tool.grammar]"
+            )
+        control_layers(profile, config["num_hidden_layers"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="nano")
@@ -106,7 +129,8 @@ def main() -> None:
         profile = profiles.load(arguments.profile)
         profiles.claim(profile, arguments.profile)
         make(profile, arguments.again)
-        adapters.check(profile)
+        if profile.tool:
+            adapters.check(profile)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -115,20 +139,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def check(profile: Profile) -> None:
-    """See that everything a profile names can be had, before anything large is fetched or computed.
-
-    `ValueError`, one line, for a gate not passed, a name or a revision that does not exist, a model
-    without a site, a tokenizer that loses the tool's tags, and a layer without transcoders.
-    """
-    source, revision = local_or_hub(profile.model.source), profile.model.revision
-    config = files.json_object(hub.file(source, "config.json", revision))
-    site_for(config["model_type"], profile.protocol.site)
-    tokenizer, call = load_tokenizer(source, revision), profile.tool.call("1+1")
-    if call not in (back := tokenizer.decode(tokenizer(call).input_ids, skip_special_tokens=True)):
-        raise ValueError(f"{source}: its tokenizer reads the call {call} back as {back}; choose other tags in [tool]")
-    for layer in layers_of(profile, config["num_hidden_layers"]):
-        bases.on_offer(profile.transcoders, layer)
-    control_layers(profile, config["num_hidden_layers"])

@@ -24,7 +24,7 @@ from lib.dictionary.training import Checkpoint
 from lib.model import precision
 from lib.model.encoding import Encoded
 from lib.model.models import LanguageModel
-from lib.profiles.tables import Organism, OrganismModel
+from lib.profiles.organism import Organism, OrganismModel
 from lib.texts.corpus import documents
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]

@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--profile", default="nano", help="a name, or the path of a .toml file")
     try:
         profile = profiles.load(parser.parse_args().profile)
+        if profile.tool is None:
+            raise ValueError(f"profile {profile.name}: has no table [tool], and only that study is planned for")
         here = machine(getattr(torch, profile.model.dtype))
         work = Work.of(profile)
         found, to_download = needs(work, here, reckoned(work, here)), downloads(work)

@@ -89,10 +89,10 @@ def reckoned(work: Work, here: Machine) -> Pace:
     """Worked out from operations and bytes; nothing is run."""
     p = work.profile
     forward = work.flops_a_token / here.flops
-    learn = work.learning[2] / here.flops / (p.finetune.micro_batch * work.longest)
-    decode = max(work.parameters * work.n_bytes / here.bandwidth, p.evaluation.batch * forward)
-    numbers = work.at_once * len(p.transcoders.percentiles) * p.deltas.training.batch * work.d_model
-    step = 12 * numbers * sum(p.deltas.d_new) / here.flops_float32 + 40 * numbers / here.bandwidth
+    learn = work.learning[2] / here.flops / (p.tool.finetune.micro_batch * work.longest)
+    decode = max(work.parameters * work.n_bytes / here.bandwidth, p.tool.evaluation.generate_batch * forward)
+    numbers = work.at_once * len(p.transcoders.l0_ranks) * p.tool.deltas.training.batch * work.d_model
+    step = 12 * numbers * sum(p.tool.deltas.d_new) / here.flops_float32 + 40 * numbers / here.bandwidth
     return Pace(forward, learn, decode, step)
 
 
@@ -101,40 +101,47 @@ def pace(work: Work, here: Machine) -> Pace:
     profile = work.profile
     if not is_here(profile.model.source):
         return replace(reckoned(work, here), delta_step=delta_step(work))
-    hf, tokenizer = models.load_plain(profile)
-    asked = work.splits["train"][:: max(1, len(work.splits["train"]) // profile.finetune.micro_batch)]
-    batch = {name: tensor.to(hf.device) for name, tensor in collate(tokenizer, asked[: profile.finetune.micro_batch]).items()}
-    model = with_lora(hf, profile.finetune)
-
-    def learn_once() -> None:
-        with precision.products(getattr(torch, profile.finetune.precision), hf.device):
-            model(**batch).loss.backward()
-
-    learn = seconds_of(learn_once) / batch["input_ids"].numel()
-    del hf, model  # two of them may be too many
+    learn = _learning(work)  # before the other model is loaded: two of them may be too many
     bridged = models.load(profile)
     one = work.encoded["test"][0].to(bridged.hf.device)
-    ids = one.ids[:, : max(8, work.longest - work.answer)].repeat(-(-profile.evaluation.batch // len(one.ids)), 1)
+    ids = one.ids[:, : max(8, work.longest - work.answer)].repeat(-(-profile.tool.evaluation.generate_batch // len(one.ids)), 1)
 
     @torch.no_grad()
     def forward_once() -> None:
         bridged.hf(input_ids=one.ids, attention_mask=one.attention, use_cache=False)
 
     def write(n: int) -> None:
-        bridged.hf.generate(ids[: profile.evaluation.batch], max_new_tokens=n, min_new_tokens=n, do_sample=False)
+        bridged.hf.generate(ids[: profile.tool.evaluation.generate_batch], max_new_tokens=n, min_new_tokens=n, do_sample=False)
 
     decode = (seconds_of(lambda: write(9), 0.5) - seconds_of(lambda: write(1), 0.5)) / 8
     return Pace(seconds_of(forward_once) / one.ids.numel(), learn, max(decode, 1e-4), delta_step(work))
 
 
+def _learning(work: Work) -> float:
+    """Seconds of a token in a step of finetuning."""
+    hf, tokenizer = models.load_plain(work.profile)
+    asked = work.splits["train"][:: max(1, len(work.splits["train"]) // work.profile.tool.finetune.micro_batch)]
+    batch = {
+        name: tensor.to(hf.device)
+        for name, tensor in collate(tokenizer, asked[: work.profile.tool.finetune.micro_batch]).items()
+    }
+    model = with_lora(hf, work.profile.tool.finetune)
+
+    def learn_once() -> None:
+        with precision.products(getattr(torch, work.profile.tool.finetune.precision), hf.device):
+            model(**batch).loss.backward()
+
+    return seconds_of(learn_once) / batch["input_ids"].numel()
+
+
 def delta_step(work: Work) -> float:
     """Seconds of one step, from steps on random numbers in the shapes of the profile."""
-    settings, device = work.profile.deltas.training, "cuda" if torch.cuda.is_available() else "cpu"
-    shape = work.at_once, len(work.profile.transcoders.percentiles)
+    settings, device = work.profile.tool.deltas.training, "cuda" if torch.cuda.is_available() else "cpu"
+    shape = work.at_once, len(work.profile.transcoders.l0_ranks)
     x = torch.randn(shape[0], 1, settings.batch, work.d_model, device=device)
     target = torch.randn(*shape, settings.batch, work.d_model, device=device)
     few, dtype = (x[..., :8, :], target[..., :8, :]), deltas.dtypes(work.profile)[0]
     x, target = x.to(dtype), target.to(dtype)
     brief = settings.model_copy(update={"steps": 5, "check_every": 5})
     with redirect_stderr(io.StringIO()):  # progress bars of no interest
-        return seconds_of(lambda: deltas.fit(brief, (x, target), few, work.profile.deltas.d_new, 0)) / brief.steps
+        return seconds_of(lambda: deltas.fit(brief, (x, target), few, work.profile.tool.deltas.d_new, 0)) / brief.steps

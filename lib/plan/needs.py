@@ -37,15 +37,15 @@ class Need:
 def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     """Chapters 2 to 6, and what memory chapter 8 takes."""
     p, d, vocab, b = work.profile, work.d_model, work.config.vocab_size, work.n_bytes
-    n_layers, n_percentiles, widths = len(work.layers), len(p.transcoders.percentiles), p.deltas.d_new
-    batch = p.evaluation.tokens_batch * work.longest
+    n_layers, n_ranks, widths = len(work.layers), len(p.transcoders.l0_ranks), p.tool.deltas.d_new
+    batch = p.tool.evaluation.forward_batch * work.longest
     weights = {"weights": work.parameters * b}
     process = {"process": here.process}
     base = 4 * work.d_sae * (2 * d + 2)
     base_flops = 4 * work.d_sae * d  # a token
     loading = {"weights being loaded": work.parameters * b} if here.gpu else {}
     trained, kept, learning_flops = work.learning
-    micro_tokens = p.finetune.micro_batch * work.longest
+    micro_tokens = p.tool.finetune.micro_batch * work.longest
 
     def evaluated(
         tokens: int, raw: int = 0, single: int = 0, every: int = 0, answers: float = 0, bases: int | None = None
@@ -60,42 +60,42 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         seconds = tokens * (passes * at.forward + of_bases / here.flops_float32)
         # log-probabilities, KL and their sums: 12 times over float32 logits
         seconds += tokens * (raw + single + every) * 48 * vocab / here.bandwidth
-        seconds += answers / p.evaluation.batch * work.answer * at.decode
+        seconds += answers / p.tool.evaluation.generate_batch * work.answer * at.decode
         return tokens * (passes * work.flops_a_token + of_bases), seconds
 
     test = work.tokens("test", padded=True)
     asked = len(work.splits["test"])
     # chapter 2: epochs of training, the model measured before and after
-    passes = p.finetune.epochs * work.tokens("train", padded=True)
+    passes = p.tool.finetune.epochs * work.tokens("train", padded=True)
     flops, seconds = evaluated(test, raw=2, answers=(1 + GENERATED) * asked)
     logits_back = 8 * micro_tokens * vocab
     found = [Need(
         "2 finetune",
         weights | {"LoRA and Adam": 16 * trained, "kept for backpropagation": kept, "logits' gradients": logits_back},
         process | loading, flops + passes * learning_flops / micro_tokens, seconds + passes * at.learn,
-        "lower finetune.micro_batch",
+        "lower tool.finetune.micro_batch",
         {"finetuned model": work.parameters * b, "checkpoints": 12 * trained},
     )]  # fmt: skip
 
     # chapter 3: one pass of the model for each group of layers; then the deltas
     n_tokens = work.tokens("train", "validation")
-    held, to_files = deltas.held_size(p, work.each_split, work.at_once, n_percentiles, d)
+    held, to_files = deltas.held_size(p, work.each_split, work.at_once, n_ranks, d)
     data = {} if to_files else {"inputs and targets": held}
     groups = len(deltas.groups(p, work.layers))
     padded = work.tokens("train", "validation", padded=True)
-    of_bases = n_tokens * n_layers * n_percentiles * base_flops
-    bases = {"bases": work.at_once * n_percentiles * base}
+    of_bases = n_tokens * n_layers * n_ranks * base_flops
+    bases = {"bases": work.at_once * n_ranks * base}
     logits = {"logits": 3 * b * batch * vocab}
-    part = {"a batch": 4 * batch * (d * work.at_once * (5 + 2 * n_percentiles) + 3 * work.d_sae)}
+    part = {"a batch": 4 * batch * (d * work.at_once * (5 + 2 * n_ranks) + 3 * work.d_sae)}
     found.append(Need(
         "3 capture", weights | bases | data | logits | part, process | loading,
         groups * padded * work.flops_a_token + of_bases, groups * padded * at.forward + of_bases / here.flops_float32,
-        "lower memory.layers, memory.data_gb or evaluation.tokens_batch",
+        "lower tool.memory.layers, tool.memory.data_gb or tool.evaluation.forward_batch",
         {"inputs and targets": held} if to_files else {},
     ))  # fmt: skip
-    members, together, widest = work.at_once * n_percentiles, sum(widths), max(widths)
-    of_grid = together * (2 * d + 2) + len(widths) * d  # parameters at one layer and percentile
-    settings = p.deltas.training
+    members, together, widest = work.at_once * n_ranks, sum(widths), max(widths)
+    of_grid = together * (2 * d + 2) + len(widths) * d  # parameters at one layer and L0 rank
+    settings = p.tool.deltas.training
     checks = settings.steps / settings.check_every * work.tokens("validation") / settings.batch / 3
     steps = groups * settings.steps
     found.append(Need(
@@ -106,16 +106,16 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         },
         process | loading, steps * members * settings.batch * together * (8 * d + 4 * together),
         steps * at.delta_step * (1 + checks / settings.steps),
-        "lower memory.layers, memory.data_gb or deltas.training.batch",
-        {"deltas": 4 * n_layers * n_percentiles * of_grid},
+        "lower tool.memory.layers, tool.memory.data_gb or tool.deltas.training.batch",
+        {"deltas": 4 * n_layers * n_ranks * of_grid},
     ))  # fmt: skip
 
     # chapters 4 to 6: teacher forcing keeps the raw model's log-probabilities beside a condition's
     in_test = sum(subset != "tool_ood" for subset in (q.subset for q in work.splits["test"])) / asked
     seen = 8 * int(in_test * work.tokens("test")) * d
     scoring = {"logits": (20 + 3 * b) * batch * vocab}
-    conditions = n_percentiles * (1 + len(widths))
-    of_bases = 2 * n_percentiles * n_layers  # under the model, and on the activations
+    conditions = n_ranks * (1 + len(widths))
+    of_bases = 2 * n_ranks * n_layers  # under the model, and on the activations
     flops, seconds = evaluated(int(in_test * test), raw=2 * groups, single=conditions * n_layers, bases=of_bases)
     found.append(Need(
         "4 exp1",
@@ -124,20 +124,20 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
             "what layers read and write": (4 + 3 * b) * batch * d * work.at_once,
         },
         process | loading | {"activations": work.at_once * seen}, flops, seconds,
-        "lower memory.layers, evaluation.tokens_batch or prompts.test",
+        "lower tool.memory.layers, tool.evaluation.forward_batch or tool.prompts.test",
     ))  # fmt: skip
-    cache = 4 * b * p.evaluation.batch * work.longest * work.config.num_key_value_heads * work.config.head_dim
+    cache = 4 * b * p.tool.evaluation.generate_batch * work.longest * work.config.num_key_value_heads * work.config.head_dim
     behaviour = weights | scoring | {
         "bases": n_layers * base, "key-value cache": cache * work.config.num_hidden_layers,
-        "features": 8 * p.evaluation.batch * work.longest * work.d_sae,
+        "features": 8 * p.tool.evaluation.generate_batch * work.longest * work.d_sae,
     }  # fmt: skip
-    doses = len(p.evaluation.alphas)
+    doses = len(p.tool.evaluation.alphas)
     for name, kinds in (
         ("5 exp2a", dict(raw=1, single=2 * n_layers)), ("6 exp2b", dict(raw=2, single=doses * n_layers, every=doses)),
     ):  # fmt: skip
         flops, seconds = evaluated(test, **kinds, answers=GENERATED * asked * sum(kinds.values()))
         found.append(Need(
-            name, behaviour, process | loading, flops, seconds, "lower evaluation.tokens_batch or evaluation.batch"
+            name, behaviour, process | loading, flops, seconds, "lower tool.evaluation.forward_batch or .generate_batch"
         ))  # fmt: skip
     return [*found, controls(work, weights, process | loading, behaviour)]
 
@@ -146,7 +146,7 @@ def controls(work: Work, weights: dict[str, float], host: dict[str, float], beha
     """Chapter 8: more of what it takes to make the controls and what it takes to measure them. Its time is not planned."""
     p, d, n_tokens = work.profile, work.d_model, work.control_tokens
     layers, base = len(models.control_layers(p, work.config.num_hidden_layers)), 4 * work.d_sae * (2 * d + 2)
-    retrained = layers * base * bool(p.controls.retrain)
+    retrained = layers * base * bool(p.tool.controls.retrain)
     made = weights | {"bases": layers * base, "MLPs of two models": 8 * layers * work.mlp, "transcoders retrained": retrained}
     making = made | {
         "activations of two models": 16 * layers * n_tokens * d, "targets": 4 * layers * n_tokens * d,
@@ -155,10 +155,12 @@ def controls(work: Work, weights: dict[str, float], host: dict[str, float], beha
     _, kept, _ = work.learning
     through = made | {
         "kept for backpropagation": kept,
-        "log-probabilities and their gradients": 24 * p.finetune.micro_batch * work.longest * work.config.vocab_size,
+        "log-probabilities and their gradients": 24 * p.tool.finetune.micro_batch * work.longest * work.config.vocab_size,
     }  # fmt: skip
     device = max(making, through, behaviour | made, key=lambda parts: sum(parts.values()))
-    return Need("8 controls", device, host, math.nan, math.nan, "lower controls.prompts or name fewer in controls.layers")
+    return Need(
+        "8 controls", device, host, math.nan, math.nan, "lower tool.controls.prompts or name fewer in tool.controls.layers"
+    )
 
 
 def downloads(work: Work) -> dict[str, float]:
@@ -189,6 +191,6 @@ def refusals(profile: Profile, found: list[Need], here: Machine, to_download: di
     if disk > here.disk:
         lines.append(
             f"profile {profile.name}: {disk / 1e9:.1f} GB of disk are needed, {here.disk / 1e9:.1f} GB are free; "
-            "free some, or lower memory.layers"
+            "free some, or lower tool.memory.layers"
         )
     return lines

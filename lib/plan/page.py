@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 def page(work: Work, here: Machine, found: list[Need], to_download: dict[str, float]) -> str:
     """The plan, to be read."""
     p, tokens = work.profile, work.tokens("train", "validation")
-    held, to_files = deltas.held_size(p, work.each_split, work.at_once, len(p.transcoders.percentiles), work.d_model)
+    held, to_files = deltas.held_size(p, work.each_split, work.at_once, len(p.transcoders.l0_ranks), work.d_model)
     where = f"GPU of {here.gpu / 1e9:.1f} GB free" if here.gpu else "no GPU"
     counted = "" if work.own_tokenizer else ", at most: counted with nano's tokenizer, the model's own is not here"
     table = pd.DataFrame(
@@ -56,7 +56,7 @@ def page(work: Work, here: Machine, found: list[Need], to_download: dict[str, fl
         *precision.slow(getattr(torch, p.model.dtype), "cuda" if here.gpu else "cpu"),
         f"prompts: {tokens:,} tokens to train and validate deltas on{counted}",
         f"downloads: {gigabytes(to_download)}",
-        f"byte budget: {p.memory.data_gb:g} GB; inputs and targets of {work.at_once} of {len(work.layers)} layers at once, "
+        f"byte budget: {p.tool.memory.data_gb:g} GB; inputs and targets of {work.at_once} of {len(work.layers)} layers, "
         f"{held / 1e9:.2f} GB, go to {'files' if to_files else 'memory'}",
         "",
         table.to_string(index=False, float_format="{:,.2f}".format, na_rep=""),

@@ -69,7 +69,7 @@ def bases_to_download(work: "Work") -> int:
     here = {"/".join(path.relative_to(cache).parts[1:]) for path in cache.rglob("*") if path.is_file()}
     patterns = [re.compile(LAYOUTS[settings.layout].files.format(layer=layer, width=settings.width)) for layer in work.layers]
     found = [name for name in here if any(pattern.fullmatch(name) for pattern in patterns)]
-    return max(0, len(work.layers) * len(settings.percentiles) - len(found))
+    return max(0, len(work.layers) * len(settings.l0_ranks) - len(found))
 
 
 def d_sae_of(profile: Profile) -> int:
@@ -121,13 +121,13 @@ class Work:
 
     @cached_property
     def splits(self) -> dict[str, list[prompts.Prompt]]:
-        asked = self.profile.prompts
+        asked = self.profile.tool.prompts
         on_hub = asked.copies and "://" in asked.copies  # nothing is downloaded; the project's own sentences stand in
-        return splits.splits(asked.model_copy(update={"copies": None}) if on_hub else asked, self.profile.tool)
+        return splits.splits(asked.model_copy(update={"copies": None}) if on_hub else asked, self.profile.tool.grammar)
 
     @cached_property
     def encoded(self) -> dict[str, list[Encoded]]:
-        size = self.profile.evaluation.tokens_batch
+        size = self.profile.tool.evaluation.forward_batch
         return {split: encoding.streamed(self.tokenizer, asked, size) for split, asked in self.splits.items()}
 
     def tokens(self, *splits: str, padded: bool = False) -> int:
@@ -148,13 +148,15 @@ class Work:
     def answer(self) -> int:
         """Tokens that a generation is allowed."""
         longest = max(int(batch.answer.sum(1).max()) for batch in self.encoded["test"])
-        return longest + self.profile.evaluation.margin
+        return longest + self.profile.tool.evaluation.margin
 
     @cached_property
     def control_tokens(self) -> int:
         """Tokens that controls are made from."""
         asked = [
-            q for split in ("train", "validation") for q in jsonl.at_most(self.splits[split], self.profile.controls.prompts)
+            q
+            for split in ("train", "validation")
+            for q in jsonl.at_most(self.splits[split], self.profile.tool.controls.prompts)
         ]
         return used(encoding.streamed(self.tokenizer, asked, 64))
 
@@ -191,8 +193,8 @@ class Work:
     def learning(self) -> tuple[int, float, float]:
         """Trained parameters of the LoRA; and of one micro-batch, bytes kept for backpropagation and operations."""
         with torch.device("meta"):
-            model = with_lora(self.built(), self.profile.finetune)
-        ids = torch.zeros(self.profile.finetune.micro_batch, self.longest, dtype=torch.long, device="meta")
+            model = with_lora(self.built(), self.profile.tool.finetune)
+        ids = torch.zeros(self.profile.tool.finetune.micro_batch, self.longest, dtype=torch.long, device="meta")
         own, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:

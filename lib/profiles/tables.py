@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from lib.book.paths import ROOT, Paths
+from lib.profiles.organism import Organism, Training
 from lib.profiles.values import RISING, Count, Layer, Many, Place, Seed, Share, _apart, _named_apart, _Table
 from lib.texts.tool import CALCULATOR, Tool
 
@@ -24,12 +25,13 @@ class Transcoders(_Table):
     """A folder, relative to the project, or a repository on the hub; for transcoders that sae-lens saved, their
     folder, and for a release of sae-lens its name (`lib.dictionary.sae_lens`)."""
     revision: str | None = None
-    layout: Literal["gemma-scope", "gemma-scope-2", "gemma-scope-2-affine", "circuit-tracer"] = "gemma-scope"
+    layout: Literal["gemma-scope", "gemma-scope-2", "gemma-scope-2-affine", "circuit-tracer", "sparsify"] = "gemma-scope"
     """How its files are named and what is in them; see `lib.dictionary.dictionaries`."""
     width: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
     """Which width, such as `16k`, where the layout has several."""
-    percentiles: Annotated[list[Share], *RISING]
-    """Which of the L0 levels on offer, by rank, rising: 0 the sparsest, 1 the densest. Experiment 2 takes the middle one."""
+    l0_ranks: Annotated[list[Share], *RISING]
+    """Which of the L0 levels on offer, by their place in the sorted list, rising: 0 the sparsest, 1 the densest. Experiment 2
+    takes the middle one. Tables call it `percentile`, as the published ones do."""
     layers: Annotated[list[Layer], *RISING] | None = None
     """All layers where it is left out."""
 
@@ -37,7 +39,7 @@ class Transcoders(_Table):
 class Protocol(_Table):
     """How a replacement is measured. The first value of each is right, the other is what the published study did."""
 
-    site: Literal["gemma-scope", "published"] = "gemma-scope"
+    site: Literal["trained", "published"] = "trained"
     """Where transcoders read and write; see `lib.model.sites`."""
     scope: Literal["all", "prompt"] = "all"
     """Whether generated tokens run on the replacement too. `prompt` restores position 0 of every forward
@@ -86,33 +88,10 @@ class Finetune(_Table):
         if self.batch % self.micro_batch:
             fits = max(n for n in range(1, min(self.batch, self.micro_batch) + 1) if self.batch % n == 0)
             raise ValueError(
-                f"finetune.batch is {self.batch}, not a multiple of finetune.micro_batch, {self.micro_batch}; "
+                f"tool.finetune.batch is {self.batch}, not a multiple of tool.finetune.micro_batch, {self.micro_batch}; "
                 f"write micro_batch = {fits}, the next lower that divides it"
             )
         return self
-
-
-class Training(_Table):
-    """How transcoders are trained: deltas, and the organism's own base."""
-
-    lr: PositiveFloat
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2, default_factory=lambda: [0.9, 0.999])]
-    batch: Count
-    """Tokens a step."""
-    steps: Count
-    """At most; see `patience`."""
-    l1: NonNegativeFloat = 0.0
-    """Weight of the mean activation, beside the mean squared error."""
-    l1_warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps in which that weight rises from zero."""
-    threshold: NonNegativeFloat = 0.0
-    """Of the JumpReLU, where no L0 is aimed at."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products in training, as for finetuning."""
-    check_every: Count = 100
-    """Steps between two looks at the validation loss."""
-    patience: Count = 10
-    """Looks without improvement anywhere before training stops."""
 
 
 class Deltas(_Table):
@@ -152,83 +131,46 @@ class Evaluation(_Table):
     alphas: Annotated[list[NonNegativeFloat], *RISING, AfterValidator(_named_apart)]
     margin: Count = 8
     """Tokens that a generation may be longer than its target."""
-    batch: Count
+    generate_batch: Count
     """Prompts generated at once."""
-    tokens_batch: Count
+    forward_batch: Count
     """Rows in a teacher-forced forward pass: prompts, each once for every condition that shares the pass."""
 
 
-class OrganismModel(_Table):
-    """The size of the organism and of its pretraining."""
+class ToolStudy(_Table):
+    """The study of a finetuned tool user, chapters 1 to 10."""
 
-    vocab_size: Count
-    d_model: Count
-    n_layers: Count
-    n_heads: Count
-    n_key_value_heads: Count
-    d_head: Count
-    d_mlp: Count
-    sliding_window: Count
-    context: Count
-    """Tokens a row."""
-    batch: Count
-    """Rows a step."""
-    steps: Count
-    lr: PositiveFloat
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products in training; float32 all the same on a CPU without instructions for bfloat16."""
-    compile: bool = False
-    """By torch.compile, which needs a C++ compiler and a minute: worth it on long runs."""
-    seed: Seed = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens seen in training."""
-        return self.steps * self.batch * self.context
-
-
-class OrganismTranscoders(_Table):
-    """The organism's base transcoders."""
-
-    d_sae: Count
-    l0: Annotated[list[PositiveFloat], *RISING]
-    """The mean numbers of active features aimed at, one transcoder a layer for each."""
-    training: Training
-
-
-class Organism(_Table):
-    model: OrganismModel
-    transcoders: OrganismTranscoders
-    probes: Count
-    """Held-out examples behind each rate of the model card."""
-    probe_tokens: Count
-    """Held-out tokens behind its figures of the transcoders."""
-
-
-class Profile(_Table):
-    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
-    """That of its file, and of its folders under `data`, `build` and `figures`."""
-    model: Model
-    transcoders: Transcoders
     prompts: Prompts
     finetune: Finetune
     deltas: Deltas
     controls: Controls = Controls()
     evaluation: Evaluation
-    tool: Tool = CALCULATOR
-    """The grammar of a call: `open before argument after close`."""
+    grammar: Tool = CALCULATOR
+    """Of a call: `open before argument after close`."""
     protocol: Protocol = Protocol()
     memory: Memory = Memory()
+
+    @model_validator(mode="after")
+    def _has_its_prompts(self) -> "ToolStudy":
+        for key in ("train_file", "test_file"):
+            if self.grammar.argument == "text" and not getattr(self.prompts, key):
+                raise ValueError(
+                    f"tool.grammar.argument is 'text', and the project writes arithmetic alone; name your tool.prompts.{key}"
+                )
+        return self
+
+
+class Profile(_Table):
+    """A model, its dictionaries, and a table for each study of them; chapters of a study without one are left out."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
+    """That of its file, and of its folders under `data`, `build` and `figures`."""
+    model: Model
+    transcoders: Transcoders
+    tool: ToolStudy | None = None
     seed: Seed = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""
-
-    @model_validator(mode="after")
-    def _has_its_prompts(self) -> "Profile":
-        for key in ("train_file", "test_file"):
-            if self.tool.argument == "text" and not getattr(self.prompts, key):
-                raise ValueError(f"tool.argument is 'text', and the project writes arithmetic alone; name your prompts.{key}")
-        return self
 
     @property
     def paths(self) -> Paths:
@@ -237,12 +179,14 @@ class Profile(_Table):
     @property
     def inputs(self) -> list[Path]:
         """The files and folders of this machine that the profile names."""
-        asked, sources = self.prompts, (self.model, self.transcoders, self.finetune, self.deltas)
-        files = [f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
-        named = [ROOT / name for name in (*files, *(table.source for table in sources if table.source))]
-        return [path for path in named if path.exists()]
+        sources, files = [self.model.source, self.transcoders.source], []
+        if self.tool:
+            asked = self.tool.prompts
+            sources += [self.tool.finetune.source, self.tool.deltas.source]
+            files = [f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
+        return [path for name in (*files, *filter(None, sources)) if (path := ROOT / name).exists()]
 
     @property
     def made(self) -> list[Path]:
         """What chapters 1 to 3 make, and all others read."""
-        return [self.paths.prompts, self.paths.finetuned, self.paths.deltas / self.protocol.site]
+        return [self.paths.prompts, self.paths.finetuned, self.paths.deltas / self.tool.protocol.site] if self.tool else []

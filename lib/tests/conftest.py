@@ -53,7 +53,7 @@ def plain(folder):
 
 @pytest.fixture(scope="session")
 def tiny(folder) -> models.LanguageModel:
-    return models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")
+    return models.bridged(*models.load_hf(folder, "float32"))
 
 
 @pytest.fixture(scope="session")

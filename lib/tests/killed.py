@@ -20,7 +20,7 @@ from lib import profiles
 from lib.book import paths
 from lib.book.fingerprint import fingerprint
 from lib.dictionary import deltas
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import save_npz
 from lib.model import encoding, finetune, models
 from lib.nano import make
@@ -40,18 +40,18 @@ def organism(folder: Path) -> None:
 
 
 def do_finetune(place: Path, made: Path) -> None:
-    asked = prompts.generate("positive", 12, "train", 0) + prompts.generate("negative", 12, "train", 0)
-    settings = SMOKE.finetune.model_copy(update={"epochs": 2})
+    asked = prompts.written("positive", 12, "train", 0) + prompts.written("negative", 12, "train", 0)
+    settings = SMOKE.tool.finetune.model_copy(update={"epochs": 2})
     finetune.finetune(*models.load_hf(made, "float32"), asked, asked[:4] + asked[-4:], settings, place / "finetuned")
 
 
 def do_deltas(place: Path, made: Path) -> None:
-    sources = {"source": str(made / "transcoders"), "percentiles": [0.5]}
+    sources = {"source": str(made / "transcoders"), "l0_ranks": [0.5]}
     profile = SMOKE.model_copy(update={"name": "killed", "transcoders": SMOKE.transcoders.model_copy(update=sources)})
-    model = models.bridged(*models.load_hf(made, "float32"), "gemma-scope")
-    asked = prompts.generate("positive", 12, "train", 0)
+    model = models.bridged(*models.load_hf(made, "float32"))
+    asked = prompts.written("positive", 12, "train", 0)
     batches = encoding.batches(model.tokenizer, asked, 4)
-    deltas.train_deltas(profile, model, [0, 1], batches, batches[:1])
+    deltas.train_deltas(profile, model, models.studied(profile, model), batches, batches[:1])
 
 
 def do_base(place: Path, made: Path) -> None:
@@ -109,7 +109,7 @@ def main(name: str, stride: int = 1) -> int:
     made = root / "made"
     organism(made)
     for layer in (0, 1):
-        t = Transcoder.initialised((), SMOKE.organism.model.d_model, 64, layer, 0.1)
+        t = Dictionary.initialised((), SMOKE.organism.model.d_model, 64, layer, 0.1)
         save_npz(t, made / f"transcoders/layer_{layer}/width_64/average_l0_4/params.npz")
     assert forked(JOBS[name], root / "whole", made) == 0, (made / "error").read_text()
     wanted = result(root / "whole")

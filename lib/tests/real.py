@@ -26,6 +26,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2Tokenizer,
+    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Tokenizer,
@@ -33,7 +34,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import save_npz
 from lib.texts.corpus import documents
 from lib.texts.sentences import NOUN, PLURAL
@@ -95,7 +96,8 @@ _SIZES = dict(
     hidden_size=D_MODEL, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
     max_position_embeddings=512,
 )  # fmt: skip
-TOKENIZERS = {"gemma2": gemma_tokenizer, "gemma3_text": gemma_tokenizer, "qwen3": qwen_tokenizer, "gpt2": gpt2_tokenizer}
+TOKENIZERS = {"gemma2": gemma_tokenizer, "gemma3_text": gemma_tokenizer, "qwen3": qwen_tokenizer,
+              "llama": qwen_tokenizer, "gpt2": gpt2_tokenizer}  # fmt: skip
 CONFIGS = {
     "gemma2": lambda n, t: Gemma2Config(**_SIZES, num_hidden_layers=n, query_pre_attn_scalar=16, sliding_window=64, **t),
     "gemma3_text": lambda n, t: Gemma3TextConfig(
@@ -103,6 +105,7 @@ CONFIGS = {
         layer_types=[("sliding_attention", "full_attention")[i % 2] for i in range(n)], **t,
     ),
     "qwen3": lambda n, t: Qwen3Config(**_SIZES, num_hidden_layers=n, tie_word_embeddings=True, **t),
+    "llama": lambda n, t: LlamaConfig(**_SIZES, num_hidden_layers=n, tie_word_embeddings=True, **t),
     "gpt2": lambda n, t: GPT2Config(n_embd=D_MODEL, n_head=2, n_layer=n, n_positions=512, **t),
 }  # fmt: skip
 # as in the real generation_config.json
@@ -110,6 +113,7 @@ GENERATION = {
     "gemma2": dict(cache_implementation="hybrid"),
     "gemma3_text": dict(cache_implementation="hybrid", do_sample=True, top_k=64, top_p=0.95),
     "qwen3": dict(do_sample=True, temperature=0.6, top_k=20, top_p=0.95),
+    "llama": {},
     "gpt2": {},
 }
 
@@ -173,11 +177,11 @@ def repository(cache: Path, name: str, write: Callable[[Path], object], commit: 
     return snapshot
 
 
-def transcoder(seed: int, d_sae: int = 48, skip: bool = False) -> Transcoder:
-    one = Transcoder.initialised((), D_MODEL, d_sae, seed, 0.3)
+def transcoder(seed: int, d_sae: int = 48, skip: bool = False) -> Dictionary:
+    one = Dictionary.initialised((), D_MODEL, d_sae, seed, 0.3)
     torch.manual_seed(seed)
     tensors = one.tensors | {"b_dec": 0.1 * torch.randn(D_MODEL)}
-    return Transcoder(**tensors, W_skip=0.1 * torch.randn(D_MODEL, D_MODEL) if skip else None).requires_grad_(False)
+    return Dictionary(**tensors, W_skip=0.1 * torch.randn(D_MODEL, D_MODEL) if skip else None).requires_grad_(False)
 
 
 def gemma_scope(folder: Path, n_layers: int = 2) -> None:

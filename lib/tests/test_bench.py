@@ -11,11 +11,11 @@ import torch
 from lib.bench import as_published, report, timing, trainers, workplace
 from lib.book import paths
 from lib.dictionary import bases, deltas
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import save_npz
 from lib.dictionary.training import train
 from lib.model import activations, encoding
-from lib.studies.tool import experiments, splits
+from lib.studies.tool import scores, splits
 from lib.texts import jsonl
 
 AMOUNT = workplace.Amount(runs=2, capture=6, exp1=3, exp2=3, cut=10, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2)
@@ -30,16 +30,16 @@ def work(tmp_path_factory, folder, smoke, tiny):
         transcoders = smoke.transcoders.model_copy(update={"source": str(root / "transcoders")})
         profile = smoke.model_copy(update={"transcoders": transcoders})
         shutil.copytree(folder, profile.paths.finetuned)
-        for split, asked in splits.splits(profile.prompts).items():
+        for split, asked in splits.splits(profile.tool.prompts).items():
             jsonl.write_jsonl(asked, profile.paths.prompts / f"{split}.jsonl")
         for layer in (0, 1):
             for l0 in (4, 9):
-                base = Transcoder.initialised((), 32, 64, layer + l0, threshold=4.0 / l0)
+                base = Dictionary.initialised((), 32, 64, layer + l0, threshold=4.0 / l0)
                 save_npz(base, root / f"transcoders/layer_{layer}/width_64/average_l0_{l0}/params.npz")
-            for d_new in profile.deltas.d_new:
-                for percentile in profile.transcoders.percentiles:
-                    delta = Transcoder.initialised((), 32, d_new, d_new + layer, threshold=0.5)
-                    save_npz(delta, deltas.delta_file(profile, tiny, layer, d_new, percentile))
+            for d_new in profile.tool.deltas.d_new:
+                for rank in profile.transcoders.l0_ranks:
+                    delta = Dictionary.initialised((), 32, d_new, d_new + layer, threshold=0.5)
+                    save_npz(delta, deltas.delta_file(profile.paths.deltas, tiny.site("trained", layer), d_new, rank))
         yield workplace.Workplace(profile, AMOUNT)
 
 
@@ -54,11 +54,11 @@ def test_one_line_at_a_time_captures_what_one_stream_does(work):
 def test_a_delta_alone_with_its_base_recomputed_learns_what_the_stack_learns(work):
     """From the same beginning on the same batches: the same parameters and validation loss."""
     held, kept = work.captured(work.model, "train"), work.captured(work.model, "validation")
-    base, _ = bases.load_base(work.profile, work.model, 1, 1.0)
-    settings = work.profile.deltas.training.model_copy(update={"batch": 64, "steps": 60, "check_every": 10, "l1": 0.05})
-    stack = Transcoder.initialised((2,), 32, 6, 0, settings.threshold)
-    start = Transcoder.stacked([stack[1]])[0]
-    target, target_kept = (deltas.left_by([[base]], a.x[1:], a.y[1:])[0] for a in (held, kept))
+    [base] = bases.load(work.profile, work.model, work.sites[1], [1.0])
+    settings = work.profile.tool.deltas.training.model_copy(update={"batch": 64, "steps": 60, "check_every": 10, "l1": 0.05})
+    stack = Dictionary.initialised((2,), 32, 6, 0, settings.threshold)
+    start = Dictionary.stacked([stack[1]])[0]
+    target, target_kept = (deltas.unexplained([[base]], a.x[1:], a.y[1:])[0] for a in (held, kept))
 
     def order():
         return activations.repeated(target.shape[1], settings.batch, 3)
@@ -70,7 +70,7 @@ def test_a_delta_alone_with_its_base_recomputed_learns_what_the_stack_learns(wor
     assert loss < curves[curves.member == 1].fvu.max() - 0.05  # something was learned
     for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"):
         assert torch.allclose(getattr(delta, name), getattr(stack[1], name), rtol=1e-2, atol=2e-3), name
-    assert torch.equal(start.W_enc, Transcoder.initialised((2,), 32, 6, 0, settings.threshold)[1].W_enc)
+    assert torch.equal(start.W_enc, Dictionary.initialised((2,), 32, 6, 0, settings.threshold)[1].W_enc)
 
 
 def test_the_whole_grid_reaches_the_same_loss(work):
@@ -92,7 +92,7 @@ def test_exp2_writes_the_same_one_prompt_at_a_time(work, tmp_path):
     both = ours.merge(theirs, on=keys, suffixes=("", "_theirs"))
     assert len(both) == len(theirs) == len(wrote) == 2 * 3 * 3
     assert np.allclose(both.mean_ce, both.mean_ce_theirs, rtol=1e-4)
-    for name in experiments.metrics.OUTCOMES:
+    for name in scores.OUTCOMES:
         assert both[name].equals(both[f"{name}_theirs"])
     for (layer, subset, condition), texts in wrote.items():
         file = tmp_path / f"{subset}_layer_{layer}_{condition}.jsonl"
@@ -125,7 +125,7 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
     same, theirs = (row for _, row in table[table.task == "training"].iterrows())
     assert same["size"].endswith("one recipe") and same.ours_loss == pytest.approx(same.other_loss, rel=1e-3)
     assert theirs.ours_loss == same.ours_loss != theirs.other_loss
-    assert not work.scratch.paths.data.exists()
+    assert not work.scratch.exists()
     assert drawn == [("bench_ratios", len(table))]
 
     file = work.profile.paths.results / "bench.csv"
@@ -149,14 +149,14 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
 def test_without_sparsify_it_says_so_and_goes_on(work, monkeypatch, capsys):
     monkeypatch.setattr(trainers.importlib.util, "find_spec", lambda name: None)
     assert not any("sparsify" in job.other for job in report.jobs(work))
-    monkeypatch.setattr(report, "kept", lambda *_: pd.DataFrame())
+    monkeypatch.setattr(report, "with_earlier", lambda *_: pd.DataFrame())
     monkeypatch.setattr(report, "figure", lambda *_: None)
     report.bench(work.profile, AMOUNT)
     assert f"pip install {trainers.SPARSIFY}" in capsys.readouterr().out
 
 
 def test_every_trainer_takes_all_its_steps(work):
-    settings = work.profile.deltas.training.model_copy(update={"batch": 32, "steps": 5, "check_every": 5})
+    settings = work.profile.tool.deltas.training.model_copy(update={"batch": 32, "steps": 5, "check_every": 5})
     layers = trainers.random_layers(2, 3, 12, 48, 4, 200)
     assert layers.n == 6 and layers.one().n == 1
     sides = {trainers.our_step, trainers.published_step, *trainers.others().values()}

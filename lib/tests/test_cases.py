@@ -35,13 +35,13 @@ def test_greedy_is_argmax(cases, folder, plain, tmp_path, name):
     shutil.copytree(folder, tmp_path / "model")
     shutil.copy(cases / name, tmp_path / "model/generation_config.json")
     hf, tokenizer = models.load_hf(tmp_path / "model", "float32")
-    assert generate(hf, tokenizer, TEXTS, 10) == [by_argmax(plain, tokenizer, text, 10) for text in TEXTS]
+    assert generate(hf, tokenizer, tokenizer(TEXTS).input_ids, 10) == [by_argmax(plain, tokenizer, text, 10) for text in TEXTS]
 
 
 def test_metadata_of_another_hook_point_is_refused(cases, tiny, tmp_path):
     said = dict(pair.split() for pair in (cases / "sae_lens_metadata.txt").read_text().strip().split(", "))
     saved_by_sae_lens(tmp_path / "one", said=said)
-    [load] = bases.on_offer(settings(tmp_path), 1, tiny).values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, tiny.site("trained", 1)).values()
     with pytest.raises(ValueError, match=said["hook_name"]):
         load()
 

@@ -63,8 +63,8 @@ def both(workers, monkeypatch):
 def test_experiments_give_the_same_tables(both, profile):
     asked = jsonl.by_subset(jsonl.read_jsonl(profile.paths.prompts / "test.jsonl"), 8)
     for found in (
-        both(lambda: finetuned.by_layer(experiments.exp1, profile, prompts=asked["tool"])),
-        both(lambda: finetuned.by_layer(experiments.exp2_by_layer, profile, prompts=asked, doses=experiments.AT_ENDS)),
+        both(lambda: finetuned.over_layers(experiments.exp1, profile, prompts=asked["tool"])),
+        both(lambda: finetuned.over_layers(experiments.exp2_by_layer, profile, prompts=asked, doses=experiments.AT_ENDS)),
     ):
         here, there = (table.sort_values([*table.columns[:4]], ignore_index=True) for table in found)
         assert here.layer.nunique() > 1
@@ -78,7 +78,7 @@ def test_deltas_learn_the_same(both, profile):
 
     def learn():
         shutil.rmtree(profile.paths.deltas)
-        curves = finetuned.by_layer(deltas.train_deltas, profile, train_on=train_on, validate_on=validate_on)
+        curves = finetuned.over_layers(deltas.train_deltas, profile, train_on=train_on, validate_on=validate_on)
         files = sorted(profile.paths.deltas.rglob("*.npz"))
         return curves, {f: load_npz(f).W_dec for f in files}
 

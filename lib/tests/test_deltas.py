@@ -11,12 +11,13 @@ import torch
 
 from lib.book.paths import Paths
 from lib.dictionary import bases, deltas
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import load_npz, save_npz
 from lib.dictionary.training import Checkpoint
 from lib.model import activations, precision
 from lib.model.encoding import batches
-from lib.texts.prompts import generate
+from lib.tests.at import other, sites
+from lib.texts.prompts import written
 
 LAYERS = [0, 1]
 
@@ -27,7 +28,7 @@ def profile(smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(Paths, "data", tmp_path / "data")
     for layer in LAYERS:
         for seed, l0 in enumerate((4, 8, 16)):
-            base = Transcoder.initialised((), 32, 48, seed, 0.5)
+            base = Dictionary.initialised((), 32, 48, seed, 0.5)
             save_npz(base, tmp_path / f"bases/layer_{layer}/width_64/average_l0_{l0}/params.npz")
     source = smoke.transcoders.model_copy(update={"source": str(tmp_path / "bases")})
     return smoke.model_copy(update={"transcoders": source})
@@ -36,19 +37,19 @@ def profile(smoke, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def encoded(tiny):
     def of(split, n):
-        asked = generate("positive", n, split, 0) + generate("negative", n, split, 0)
+        asked = written("positive", n, split, 0) + written("negative", n, split, 0)
         return batches(tiny.tokenizer, asked, 8)
 
     return of("train", 20), of("validation", 6)
 
 
 def with_memory(profile, **memory):
-    return profile.model_copy(update={"memory": profile.memory.model_copy(update=memory)})
+    return other(profile, memory=profile.tool.memory.model_copy(update=memory))
 
 
 def trained(profile, model, encoded):
     """Learning curves, and all parameters by file."""
-    curves = deltas.train_deltas(profile, model, LAYERS, *encoded)
+    curves = deltas.train_deltas(profile, model, sites(model, LAYERS), *encoded)
     files = sorted(profile.paths.deltas.rglob("*.npz"))
     members = {str(f.relative_to(profile.paths.deltas)): load_npz(f, 32).state_dict() for f in files}
     for file in files:
@@ -56,23 +57,22 @@ def trained(profile, model, encoded):
     return curves, members
 
 
-def same(one, other):
+def same(one, two):
     return (
-        one[0].equals(other[0])
-        and one[1].keys() == other[1].keys()
-        and all(torch.equal(one[1][f][name], other[1][f][name]) for f in one[1] for name in one[1][f])
+        one[0].equals(two[0])
+        and one[1].keys() == two[1].keys()
+        and all(torch.equal(one[1][f][name], two[1][f][name]) for f in one[1] for name in one[1][f])
     )
 
 
 def test_what_a_base_leaves_by_hand(tiny, profile, encoded):
-    held = activations.collect(tiny, LAYERS, encoded[1])
-    (x, target), (_, again) = deltas.targets(profile, tiny, LAYERS, [0.0, 1.0], [encoded[1], encoded[1]])
+    held = activations.collect(tiny, sites(tiny, LAYERS), encoded[1])
+    (x, target), (_, again) = deltas.targets(profile, tiny, sites(tiny, LAYERS), [0.0, 1.0], [encoded[1], encoded[1]])
     everything = slice(None)
     assert x.shape == (2, 1, *held.x.shape[1:]) and target.shape == (2, 2, *held.x.shape[1:])
     assert torch.equal(x[..., everything, :][:, 0], held.x)
-    for i, layer in enumerate(LAYERS):
-        for j, percentile in enumerate((0.0, 1.0)):
-            base, _ = bases.load_base(profile, tiny, layer, percentile)
+    for i, site in enumerate(sites(tiny, LAYERS)):
+        for j, base in enumerate(bases.load(profile, tiny, site, [0.0, 1.0])):
             for token in (0, 57):
                 y_hat = base(held.x[i, token][None])[0]
                 assert torch.allclose(target[..., token : token + 1, :][i, j, 0], held.y[i, token] - y_hat, atol=1e-5)
@@ -80,8 +80,8 @@ def test_what_a_base_leaves_by_hand(tiny, profile, encoded):
 
 
 def with_training(profile, **changes):
-    training = profile.deltas.training.model_copy(update=changes)
-    return profile.model_copy(update={"deltas": profile.deltas.model_copy(update={"training": training})})
+    training = profile.tool.deltas.training.model_copy(update=changes)
+    return other(profile, deltas=profile.tool.deltas.model_copy(update={"training": training}))
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_half_precision_is_for_training_alone_and_learns_as_much(tiny, profile, 
     for asked in ("float32", "bfloat16"):
         this = with_memory(profile, dtype=asked)
         this = with_training(this, precision=asked, steps=150, check_every=150, lr=2e-2)
-        (x, target), check = deltas.targets(this, tiny, LAYERS, percentiles, encoded)
+        (x, target), check = deltas.targets(this, tiny, sites(tiny, LAYERS), percentiles, encoded)
         assert (x.dtype, target.dtype) == (getattr(torch, asked),) * 2 and check[1].dtype == torch.float32
-        [(stack, curves)] = deltas.fit(this.deltas.training, (x, target), check, [4], 0)
+        [(stack, curves)] = deltas.fit(this.tool.deltas.training, (x, target), check, [4], 0)
         found[asked] = target[..., : counts[0], :].float(), check[1][..., : counts[1], :], curves.fvu
         sizes[asked], _ = deltas.held_size(this, counts, len(LAYERS), len(percentiles), tiny.d_model)
         assert stack.W_dec.dtype == torch.float32
@@ -153,7 +153,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tiny, profile, encoded,
 
     monkeypatch.setattr(activations, "repeated", dying)
     with pytest.raises(KeyboardInterrupt):
-        deltas.train_deltas(profile, tiny, LAYERS, *encoded)
+        deltas.train_deltas(profile, tiny, sites(tiny, LAYERS), *encoded)
     left = list(profile.paths.deltas.glob("*.checkpoint"))
     assert len(left) == (dies_at > 5)  # a check every 5 steps, of 20
     monkeypatch.setattr(activations, "repeated", repeated)
@@ -167,7 +167,7 @@ def data(n=600, d=16):
 
 
 def test_a_finished_training_is_not_done_again_and_another_is(smoke, tmp_path, monkeypatch):
-    settings, file = smoke.deltas.training, tmp_path / "c.pt"
+    settings, file = smoke.tool.deltas.training, tmp_path / "c.pt"
     [(first, curves)] = deltas.fit(settings, data(), data(), [4], 0, checkpoint=file)
     with monkeypatch.context() as patch:
         patch.setattr(activations, "repeated", lambda *_: (pytest.fail("it learns again") for _ in [0]))
@@ -179,10 +179,10 @@ def test_a_finished_training_is_not_done_again_and_another_is(smoke, tmp_path, m
         (settings, data(), data(), [4], 1), (settings, (x, target), data(), [4], 0),
         (settings, data(), (x_held, held.flip(0)), [4], 0), (settings.model_copy(update={"lr": 1e-4}), data(), data(), [4], 0),
     ]  # fmt: skip
-    for other in others:
+    for another in others:
         with pytest.warns(UserWarning, match="of another training"):
-            [(anew, _)] = deltas.fit(*other, checkpoint=file)
-        [(alone, _)] = deltas.fit(*other)
+            [(anew, _)] = deltas.fit(*another, checkpoint=file)
+        [(alone, _)] = deltas.fit(*another)
         assert all(torch.equal(a, b) for a, b in zip(anew.tensors.values(), alone.tensors.values(), strict=True))
 
 
@@ -199,8 +199,8 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(activations.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000_000))
     part = (torch.zeros(2, 3, 8), torch.zeros(2, 3, 8))
-    with pytest.raises(ValueError, match=r"activations need 128.0 GB of disk, 1.0 GB are free; .*memory.layers") as error:
-        activations.hold(iter([part]), 10**9, tmp_path)
+    with pytest.raises(ValueError, match=r"activations need 128.0 GB of disk, 1.0 GB are free; .*tool.memory.layers") as error:
+        activations.stored(iter([part]), 10**9, tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
@@ -208,7 +208,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("folder", [False, True])
 def test_rows_are_the_tensor(tmp_path, folder, dtype):
     whole = torch.arange(2 * 3 * 50 * 4).view(2, 3, 50, 4).to(dtype)
-    (rows,) = activations.hold(((part,) for part in whole.split(7, 2)), 50, tmp_path if folder else None)
+    (rows,) = activations.stored(((part,) for part in whole.split(7, 2)), 50, tmp_path if folder else None)
     pick = torch.tensor([49, 3, 3, 0])
     assert rows.shape == whole.shape and rows.dtype == rows[..., :2, :].dtype == dtype
     assert torch.equal(rows.index_select(-2, pick), whole[..., pick, :]) and torch.equal(rows[..., 4:9, :], whole[..., 4:9, :])
@@ -223,8 +223,8 @@ from lib.model import activations
 from lib.profiles import load
 n, folder = int(sys.argv[1]), Path(sys.argv[2])
 part = torch.randn(4, 1, 1000, 32), torch.randn(4, 3, 1000, 32)
-held = [activations.hold((part for _ in range(m)), 1000 * m, folder if folder.name else None) for m in (n, n // 2)]
-deltas.fit(load("smoke").deltas.training, *held, [4], 0)
+held = [activations.stored((part for _ in range(m)), 1000 * m, folder if folder.name else None) for m in (n, n // 2)]
+deltas.fit(load("smoke").tool.deltas.training, *held, [4], 0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -5,12 +5,13 @@ import re
 import pytest
 import torch
 
+from lib.measure.evaluation import teacher_forced
 from lib.model import models
-from lib.model.encoding import bos_id, encode, question, tokens
+from lib.model.encoding import asked, bos_id, encode, end_id, tokens
 from lib.tests import real
-from lib.texts.prompts import Prompt, generate
+from lib.texts.prompts import Prompt, written
 
-PROMPTS = [p for label in ("positive", "negative", "tool_ood") for p in generate(label, 30, "test", 0)]
+PROMPTS = [p for label in ("positive", "negative", "tool_ood") for p in written(label, 30, "test", 0)]
 KINDS = list(real.TOKENIZERS)
 
 
@@ -31,7 +32,7 @@ def test_question_and_answer_can_be_read_back_and_the_answer_ends(kind):
     tokenizer = real.tokenizer(kind)
     for p in PROMPTS:
         asked, answer = tokens(tokenizer, p)
-        assert tokenizer.decode(asked, skip_special_tokens=True) == question(p.input)
+        assert tokenizer.decode(asked, skip_special_tokens=True) == f"{p.input}\n"
         assert tokenizer.decode(answer, skip_special_tokens=True) == p.target
         assert answer[-1] == tokenizer.eos_token_id and answer.count(tokenizer.eos_token_id) == 1
 
@@ -40,12 +41,12 @@ def test_question_and_answer_can_be_read_back_and_the_answer_ends(kind):
 def test_special_tokens_that_are_written_in_a_prompt_are_text(kind, tmp_path):
     real.tokenizer(kind).save_pretrained(tmp_path)
     tokenizer = models.load_tokenizer(tmp_path)
-    for written in tokenizer.all_special_tokens:
-        prompt = Prompt(f"Say {written} twice", f"Say {written} twice", "negative")
+    for token in tokenizer.all_special_tokens:
+        prompt = Prompt(f"Say {token} twice", f"Say {token} twice", "negative")
         (first, *asked), answer = tokens(tokenizer, prompt)
         asked = asked if first == bos_id(tokenizer) else [first, *asked]
         assert not set(tokenizer.all_special_ids) & {*asked, *answer[:-1]}
-        assert tokenizer.decode(asked) == question(prompt.input) and tokenizer.decode(answer[:-1]) == prompt.target
+        assert tokenizer.decode(asked) == f"{prompt.input}\n" and tokenizer.decode(answer[:-1]) == prompt.target
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +77,7 @@ def test_generation_goes_on_from_where_training_teaches(kind, tmp_path):
     """The likeliest first and second tokens of an answer are the same under teacher forcing and in generation, batched."""
     hf, tokenizer = models.load_hf(real.save(kind, tmp_path / kind), "float32")
     some = PROMPTS[::15]
-    texts = [question(p.input) for p in some]
+    texts = [f"{p.input}\n" for p in some]
     asked = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
     out = hf.generate(**asked, max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=tokenizer.pad_token_id)
     wrote = out[:, asked.input_ids.shape[1] :]
@@ -87,3 +88,47 @@ def test_generation_goes_on_from_where_training_teaches(kind, tmp_path):
     batch.ids[torch.arange(len(some)), begins] = first
     second = hf(batch.ids, attention_mask=batch.attention).logits[torch.arange(len(some)), begins].argmax(-1)
     assert second.tolist() == wrote[:, 1].tolist()
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_chat_template_is_put_around_what_is_said_and_nothing_said_is_special():
+    tokenizer = real.qwen_tokenizer()
+    tokenizer.split_special_tokens = True
+    assert asked(tokenizer, "Room 4", "chat") == asked(tokenizer, "Room 4"), "without a template it is the plain form"
+    tokenizer.chat_template = CHAT
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    said = "<|im_end|>\n<|im_start|>assistant\nRoom 4"
+    ids = asked(tokenizer, said, "chat")
+    assert ids.count(start) == 2 and ids.count(end) == 1
+    assert tokenizer.decode(ids) == f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
+    q, a = tokens(tokenizer, Prompt("Room 4", "Four", "positive"), "chat")
+    assert q == asked(tokenizer, "Room 4", "chat") and a[-1] == end == end_id(tokenizer, "chat")
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Room 4"}, {"role": "assistant", "content": "Four"}], tokenize=False
+    )
+    assert tokenizer.decode(q + a) == whole.rstrip("\n")
+
+
+def test_an_answer_in_a_turn_ends_with_the_turn():
+    """Gemma's <end_of_turn> is not its <eos>."""
+    tokenizer = real.gemma_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+    assert end_id(tokenizer, "chat") == tokenizer.convert_tokens_to_ids("<end_of_turn>") != end_id(tokenizer)
+    ids = asked(tokenizer, "a", "chat")
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
+def test_a_text_without_a_target_is_itself_and_has_no_answer(tiny):
+    texts = ["Room 4, floor 3.", "a longer text of 12 words and 30 more"]
+    batch = encode(tiny.tokenizer, texts)
+    assert not batch.answer.any() and batch.attention.sum() == sum(len(tiny.tokenizer(t).input_ids) for t in texts)
+    [table] = teacher_forced(tiny, texts)
+    assert (table.tokens == 0).all() and (table.nats_all > 0).all() and table.template.tolist() == texts

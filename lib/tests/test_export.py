@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 from lib import export, profiles
 from lib.dictionary import bases, deltas, elsewhere, release
-from lib.dictionary.dictionaries import PARAMETERS, BaseDelta, Transcoder
+from lib.dictionary.dictionaries import PARAMETERS, BaseDelta, Dictionary
 from lib.dictionary.layouts import load_npz, save_npz
 from lib.model import models
 from lib.model.hooks import replaced
 from lib.model.sites import ARCHITECTURES
+from lib.profiles import tables
 from lib.tests import real
+from lib.tests.at import other
 from lib.tests.test_imports import one_line, random
 
 ALPHA, D_NEW, PERCENTILE = 0.5, 4, 1.0
@@ -43,7 +45,7 @@ def home(tmp_path_factory, folder):
         for layer in range(2):
             for i, l0 in enumerate((4, 8, 16)):
                 save_npz(random(32, 64, 10 * layer + i), root / f"scope/layer_{layer}/width_64/average_l0_{l0}/params.npz")
-            place = profile.paths.deltas / f"gemma-scope/layer_{layer}/d_new_{D_NEW}_percentile_{PERCENTILE:g}/params.npz"
+            place = profile.paths.deltas / f"trained/layer_{layer}/d_new_{D_NEW}_percentile_{PERCENTILE:g}/params.npz"
             save_npz(random(32, D_NEW, 100 + layer), place)
             found = dict(layer=layer, d_new=D_NEW, percentile=PERCENTILE, n=9)
             for name, value in (("base_fvu", 0.3), ("full_fvu", 0.2), ("full_cos", 0.9), ("delta_l0", 1.5 + layer)):
@@ -97,15 +99,16 @@ def test_attached_by_sae_lens_the_model_is_as_with_our_hooks(job, architecture, 
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
     place = real.save(architecture, tmp_path / "model")
-    model = models.bridged(*models.load_hf(place, "float32"), "gemma-scope")
+    model = models.bridged(*models.load_hf(place, "float32"))
     pair = BaseDelta(random(model.d_model), random(model.d_model, D_NEW, 1), ALPHA)
-    found = release.Delta(1, lambda: pair, 16.0, *model.site.at(1))
+    site = model.site("trained", 1)
+    found = release.Delta(1, lambda: pair, 16.0, site.read, site.write)
     export.export(replace(job, model=model, deltas=[found]), "sae-lens", tmp_path / "out")
     theirs = SAE.load_from_disk(tmp_path / "out" / PLACE / "base_plus_delta_alpha_0.5")
     hf, tokenizer = models.load_hf(place, "float32")
     bridge = SAETransformerBridge.boot_transformers(str(place), hf_model=hf, tokenizer=tokenizer)
     ids = torch.arange(300, 340).reshape(2, 20)
-    with replaced(model, {1: pair}):
+    with replaced(model, {site: pair}):
         ours = model.hf(ids).logits
     assert torch.allclose(bridge.run_with_saes(ids, saes=[theirs]), ours, atol=1e-3)
     assert (model.hf(ids).logits - ours).abs().max() > 0.1
@@ -170,7 +173,7 @@ def test_an_affine_skip_goes_along_or_is_refused(job, x, tmp_path):
 
     def with_skip(delta):
         pair = delta.load()
-        pair = replace(pair, base=Transcoder(**pair.base.tensors, W_skip=torch.randn(32, 32) / 6))
+        pair = replace(pair, base=Dictionary(**pair.base.tensors, W_skip=torch.randn(32, 32) / 6))
         return replace(delta, load=lambda: pair)
 
     job = replace(job, deltas=[with_skip(delta) for delta in job.deltas])
@@ -235,7 +238,7 @@ def test_the_card_says_what_was_measured_and_what_it_says_can_be_run(job, x, tmp
 
 
 def test_what_is_exported_is_taken_in_again(job, pair, tmp_path, monkeypatch):
-    """As `deltas.source`, from a folder or the hub: the delta alone, on its base."""
+    """As `tool.deltas.source`, from a folder or the hub: the delta alone, on its base."""
     export.export(job, "hub", tmp_path / "out")
     place = tmp_path / "hub/models--someone--deltas"
     shutil.copytree(tmp_path / "out", place / "snapshots" / ("0" * 40))
@@ -290,7 +293,7 @@ def test_an_upload_that_fails_is_one_line_and_the_folder_stays(home, tmp_path, m
     ("options", "message"),
     [
         (["--d-new", 3], "layer_0/d_new_3_percentile_1/params.npz: no such delta; profile mine has d_new [2, 4]"),
-        (["--percentile", 0.3], "percentiles [0.0, 1.0]"),
+        (["--percentile", 0.3], "L0 ranks [0.0, 1.0]"),
         (["--layer", 7], "layers below 2"),
         (["--profile", "nanno"], "nanno: no such profile"),
     ],
@@ -323,12 +326,12 @@ def test_an_l0_that_was_not_measured_is_not_made_up(home, job, tmp_path):
 
 def test_a_site_that_no_library_shares_is_not_exported(home):
     profile = home[1]
-    published = profile.model_copy(update={"protocol": profile.protocol.model_copy(update={"site": "published"})})
+    published = other(profile, protocol=tables.Protocol(site="published"))
     with pytest.raises(ValueError) as error:
         export.collect(published, None, D_NEW, PERCENTILE, 1.0)
-    one_line(error, "protocol.site 'published' scales by sqrt(d_model)")
+    one_line(error, "tool.protocol.site 'published' scales by sqrt(d_model)")
 
 
 def test_deltas_of_the_job_are_those_of_the_book(job, pair, x):
-    ours = deltas.load_pair(job.profile, job.model, 1, D_NEW, PERCENTILE)
+    ours = deltas.load_pair(job.profile, job.model, job.model.site("trained", 1), D_NEW, PERCENTILE)
     assert torch.equal(ours.base(x), pair.base(x)) and torch.equal(ours.delta(x), pair.delta(x))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lib import profiles
 from lib.book import files
-from lib.dictionary.dictionaries import PARAMETERS, Transcoder
+from lib.dictionary.dictionaries import PARAMETERS, Dictionary
 from lib.dictionary.layouts import LAYOUTS, load_npz, read, save_npz
 from lib.texts.jsonl import read_rows
 
@@ -21,7 +21,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2
 @pytest.fixture
 def one():
     torch.manual_seed(0)
-    return Transcoder.initialised((), 6, 10, 0, 0.1)
+    return Dictionary.initialised((), 6, 10, 0, 0.1)
 
 
 def refused(work, *words):

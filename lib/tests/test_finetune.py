@@ -5,12 +5,12 @@ import torch
 from peft import LoraModel
 
 from lib.model import adapters, finetune, models
-from lib.texts.prompts import generate
+from lib.texts.prompts import written
 
 
 def test_what_is_learned(tiny):
     """Tool: the answer alone. Copy: everything after BOS."""
-    tool, copy = generate("positive", 1, "train", 0)[0], generate("negative", 1, "train", 0)[0]
+    tool, copy = written("positive", 1, "train", 0)[0], written("negative", 1, "train", 0)[0]
     batch = finetune.collate(tiny.tokenizer, [tool, copy])
     learned = batch["labels"] != -100
     assert tiny.tokenizer.decode(batch["labels"][0][learned[0]]) == tool.target + "<eos>"
@@ -22,7 +22,7 @@ def test_what_is_learned(tiny):
 def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke, tmp_path, monkeypatch, precision):
     hf, tokenizer = models.load_hf(folder, "float32")
     original = hf.model.layers[0].mlp.up_proj.weight.detach().clone()
-    train = generate("positive", 16, "train", 0) + generate("negative", 16, "train", 0)
+    train = written("positive", 16, "train", 0) + written("negative", 16, "train", 0)
     kept = {}
     merge = adapters.get_peft_model
 
@@ -40,7 +40,7 @@ def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke
         return kept["model"]
 
     monkeypatch.setattr(adapters, "get_peft_model", remembered)
-    settings = smoke.finetune.model_copy(update={"epochs": 3, "precision": precision})
+    settings = smoke.tool.finetune.model_copy(update={"epochs": 3, "precision": precision})
     monkeypatch.setitem(finetune.SAME, torch.float32, 1e-5)
     curves = finetune.finetune(hf, tokenizer, train, train[:4] + train[-4:], settings, tmp_path / "finetuned")
     losses = curves.eval_copy_loss.dropna()
@@ -57,7 +57,7 @@ def test_finetuning_learns_and_the_merged_model_is_the_adapted_one(folder, smoke
 
 @pytest.fixture
 def few():
-    return generate("positive", 8, "train", 0) + generate("negative", 8, "train", 0)
+    return written("positive", 8, "train", 0) + written("negative", 8, "train", 0)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def run(folder, smoke, few, tmp_path):
     """Finetunes the tiny model under changed settings; returns the folder and the curves."""
 
     def work(name="finetuned", **changes):
-        settings = smoke.finetune.model_copy(update={"epochs": 2, **changes})
+        settings = smoke.tool.finetune.model_copy(update={"epochs": 2, **changes})
         hf, tokenizer = models.load_hf(folder, "float32")
         return tmp_path / name, finetune.finetune(hf, tokenizer, few, few[:4] + few[-4:], settings, tmp_path / name)
 
@@ -78,30 +78,32 @@ def weights(folder):
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_an_adapter_on_a_tied_embedding_is_refused_before_work(folder, smoke, target):
-    settings = smoke.finetune.model_copy(update={"targets": ["q_proj", target]})
-    with pytest.raises(ValueError, match=rf"finetune.targets: {target} is tied .* leave it out"):
+    settings = smoke.tool.finetune.model_copy(update={"targets": ["q_proj", target]})
+    with pytest.raises(ValueError, match=rf"tool.finetune.targets: {target} is tied .* leave it out"):
         adapters.with_lora(models.load_hf(folder, "float32")[0], settings)
     profile = smoke.model_copy(update={
         "model": smoke.model.model_copy(update={"source": str(folder)}), "finetune": settings,
     })  # fmt: skip
-    with pytest.raises(ValueError, match=rf"finetune.targets: {target} is tied"):
+    with pytest.raises(ValueError, match=rf"tool.finetune.targets: {target} is tied"):
         adapters.check(profile)
 
 
 def test_the_shared_profile_with_a_tied_target_is_refused(folder, smoke, shared):
     asked = tomllib.loads((shared.parent / "cases/lora_targets_embed_tokens.toml").read_text())
     with pytest.raises(ValueError, match="embed_tokens is tied"):
-        adapters.with_lora(models.load_hf(folder, "float32")[0], smoke.finetune.model_copy(update=asked))
+        adapters.with_lora(models.load_hf(folder, "float32")[0], smoke.tool.finetune.model_copy(update=asked))
 
 
 def test_an_unknown_target_is_refused_and_the_known_ones_are_named(folder, smoke):
-    settings = smoke.finetune.model_copy(update={"targets": ["q_proj", "c_attn"]})
-    with pytest.raises(ValueError, match=r"finetune.targets: c_attn is no module of .*; it has down_proj, gate_proj, k_proj"):
+    settings = smoke.tool.finetune.model_copy(update={"targets": ["q_proj", "c_attn"]})
+    with pytest.raises(
+        ValueError, match=r"tool.finetune.targets: c_attn is no module of .*; it has down_proj, gate_proj, k_proj"
+    ):
         adapters.with_lora(models.load_hf(folder, "float32")[0], settings)
 
 
 def test_training_that_comes_apart_saves_nothing(run, tmp_path):
-    with pytest.raises(ValueError, match=r"finetuning came apart at step \d+ \(.*loss is (nan|inf)\); lower finetune.lr"):
+    with pytest.raises(ValueError, match=r"finetuning came apart at step \d+ \(.*loss is (nan|inf)\); lower tool.finetune.lr"):
         run(lr=1e6)
     assert not (tmp_path / "finetuned").exists()
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from lib import profiles
 from lib.dictionary import elsewhere, sae_lens
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import LAYOUTS, read
 from lib.model import adapters, models
 from lib.score import score
@@ -89,7 +89,7 @@ def place(tmp_path_factory):
 
 ROWS = b"".join(
     json.dumps({"input": p.input, "target": p.target, "label": p.label, "generation": f"{p.target}<eos>"}).encode() + b"\n"
-    for label in prompts.SUBSETS for p in prompts.generate(label, 2, "test", 0)
+    for label in prompts.SUBSETS for p in prompts.written(label, 2, "test", 0)
 )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def good(tmp_path_factory, folder):
     """A good folder of each kind."""
     place = tmp_path_factory.mktemp("good")
     torch.manual_seed(0)
-    one = Transcoder(**{name: torch.rand(shape) for name, shape in SHAPES.items()}).requires_grad_(False)
+    one = Dictionary(**{name: torch.rand(shape) for name, shape in SHAPES.items()}).requires_grad_(False)
     named = {name: getattr(one, name).contiguous() for name in SHAPES}
     for kind in ("npz", "safetensors", "checkpoint"):
         (place / kind).mkdir()
@@ -147,7 +147,7 @@ READS = {  # kind: its files, and what reads a folder of them
     "sae-lens": (["cfg.json", "sae_weights.safetensors"], lambda at, one, _: sae_lens.load_sae_lens(at, 32)),
     "adapter": (
         ["adapter_config.json", "adapter_model.safetensors"],
-        lambda at, one, hf: adapters.brought(copy.deepcopy(hf[0]), hf[1], str(at)),
+        lambda at, one, hf: adapters.finetuned_elsewhere(copy.deepcopy(hf[0]), hf[1], str(at)),
     ),
     "model": (
         ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"],

@@ -5,17 +5,19 @@ import torch
 
 from lib.dictionary.dictionaries import Once, Sum
 from lib.model import activations, models
+from lib.model.conditions import replaced_logits
 from lib.model.encoding import encode
 from lib.model.generation import generate
-from lib.model.hooks import capture, logits_under, replaced
-from lib.texts.prompts import generate as generate_prompts
+from lib.model.hooks import recorded, replaced
+from lib.tests.at import at
+from lib.texts.prompts import written
 
 TEXTS = ["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp for 40 guests.\n", "7\n"]
 
 
 @pytest.fixture(scope="module")
 def batch(tiny):
-    return encode(tiny.tokenizer, generate_prompts("negative", 5, "test", 0))
+    return encode(tiny.tokenizer, written("negative", 5, "test", 0))
 
 
 def by_hand(plain, resid_mid, layer):
@@ -33,14 +35,15 @@ def by_hand(plain, resid_mid, layer):
 @pytest.mark.parametrize("layer", [0, 1])
 @torch.no_grad()
 def test_the_site_is_what_a_hand_computation_says(tiny, plain, batch, layer):
-    read, write = tiny.site.at(layer)
+    site = tiny.site("trained", layer)
+    read, write = site.read, site.write
     resid = {}
     handle = plain.model.layers[layer].pre_feedforward_layernorm.register_forward_pre_hook(
         lambda m, args: resid.update(mid=args[0])
     )
     plain(batch.ids, attention_mask=batch.attention)
     handle.remove()
-    with capture(tiny, [read, write]) as cache:
+    with recorded(tiny, [read, write]) as cache:
         tiny.hf(batch.ids, attention_mask=batch.attention)
     x, y = by_hand(plain, resid["mid"], layer)
     assert torch.allclose(cache[read].double(), x, atol=1e-5)
@@ -51,15 +54,15 @@ def test_the_site_is_what_a_hand_computation_says(tiny, plain, batch, layer):
 
 @torch.no_grad()
 def test_the_published_site_is_the_stream_before_the_norm_over_root_d(tiny, plain, batch):
-    with capture(tiny, ["blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"]) as cache:
+    with recorded(tiny, ["blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"]) as cache:
         tiny.hf(batch.ids, attention_mask=batch.attention)
-    held = activations.collect(tiny.at("published"), [1], [batch])
+    held = activations.collect(tiny, [tiny.site("published", 1)], [batch])
     keep = batch.attention.bool() & (batch.ids != tiny.tokenizer.bos_token_id)
     assert torch.allclose(held.x[0] * tiny.d_model**0.5, cache["blocks.1.hook_resid_mid"][keep], atol=1e-5)
     assert torch.allclose(held.y[0] * tiny.d_model**0.5, cache["blocks.1.hook_mlp_out"][keep], atol=1e-5)
     # a replacement there gets its input over root d, and its output is taken times root d
     matrix = torch.randn(tiny.d_model, tiny.d_model, generator=torch.Generator().manual_seed(0)) / 6
-    with replaced(tiny.at("published"), {1: lambda x: x @ matrix}), capture(tiny, ["blocks.1.hook_resid_post"]) as out:
+    with replaced(tiny, at(tiny, {1: lambda x: x @ matrix}, "published")), recorded(tiny, ["blocks.1.hook_resid_post"]) as out:
         tiny.hf(batch.ids, attention_mask=batch.attention)
     wanted = cache["blocks.1.hook_resid_mid"] + cache["blocks.1.hook_resid_mid"] @ matrix
     assert torch.allclose(out["blocks.1.hook_resid_post"][keep], wanted[keep], atol=1e-4)
@@ -69,7 +72,7 @@ def test_the_published_site_is_the_stream_before_the_norm_over_root_d(tiny, plai
 def test_scope_prompt_leaves_generated_tokens_alone(tiny, plain):
     """The published mistake, by hand: a replaced pass over the prompt, then the untouched model on its cache."""
     ids = tiny.tokenizer(TEXTS[0], return_tensors="pt").input_ids
-    mlp = {0: lambda x: -3 * x, 1: lambda x: 2 * x}
+    mlp = at(tiny, {0: lambda x: -3 * x, 1: lambda x: 2 * x})
     with replaced(tiny, mlp, "prompt"):
         found = tiny.hf.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=-1)[0, ids.shape[1] :]
     with replaced(tiny, mlp):
@@ -95,14 +98,14 @@ def own_mlp(plain, layer):
 
 @torch.no_grad()
 def test_replacing_an_mlp_by_itself_changes_nothing(tiny, plain, batch):
-    with replaced(tiny, {layer: own_mlp(plain, layer) for layer in (0, 1)}):
+    with replaced(tiny, at(tiny, {layer: own_mlp(plain, layer) for layer in (0, 1)})):
         out = tiny.hf(batch.ids, attention_mask=batch.attention).logits
     assert torch.allclose(out, plain(batch.ids, attention_mask=batch.attention).logits, atol=1e-4)
 
 
 @torch.no_grad()
 def test_replacing_by_something_else_does_change(tiny, plain, batch):
-    with replaced(tiny, {0: lambda x: torch.zeros_like(x)}):
+    with replaced(tiny, at(tiny, {0: lambda x: torch.zeros_like(x)})):
         out = tiny.hf(batch.ids, attention_mask=batch.attention).logits
     handle = plain.model.layers[0].post_feedforward_layernorm.register_forward_hook(
         lambda m, args, y: y * (batch.ids == tiny.tokenizer.bos_token_id)[..., None]
@@ -118,10 +121,10 @@ def test_replacing_by_something_else_does_change(tiny, plain, batch):
 @pytest.mark.parametrize("scope", ["all", "prompt"])
 def test_going_on_from_a_replacement_is_running_the_whole_model_with_it(folder, batch, scope, dtype):
     """Bit for bit: the same operations in the same order."""
-    model = models.bridged(*models.load_hf(folder, dtype), "gemma-scope")
+    model = models.bridged(*models.load_hf(folder, dtype))
     low, top = (lambda x: torch.tanh(3 * x.roll(1, -1))), (lambda x: 2 * x.flip(-1))
-    conditions = [{}, {0: low}, {1: top}, {0: low, 1: top}, {}]  # layer 1 is the last
-    for mlps, logits in zip(conditions, logits_under(model, batch, conditions, scope), strict=True):
+    conditions = [at(model, of) for of in ({}, {0: low}, {1: top}, {0: low, 1: top}, {})]  # layer 1 is the last
+    for mlps, logits in zip(conditions, replaced_logits(model, batch, conditions, scope), strict=True):
         with replaced(model, mlps, scope):
             whole = model.hf(batch.ids, attention_mask=batch.attention).logits
         assert torch.equal(logits, whole)
@@ -132,8 +135,9 @@ def test_going_on_from_a_replacement_is_running_the_whole_model_with_it(folder, 
 @pytest.mark.parametrize("scope", ["all", "prompt"])
 def test_conditions_that_begin_at_one_layer_share_batches_of_so_many_rows(tiny, batch, scope, monkeypatch):
     low, top = (lambda x: torch.tanh(3 * x.roll(1, -1))), (lambda x: 2 * x.flip(-1))
-    conditions = [{}, {0: low}, {0: top, 1: low}, {0: low, 1: top}, {1: top}, {0: low}]
-    apart, ran, forward = list(logits_under(tiny, batch, conditions, scope)), [], tiny.hf.forward
+    by_layer = [{}, {0: low}, {0: top, 1: low}, {0: low, 1: top}, {1: top}, {0: low}]
+    conditions = [at(tiny, of) for of in by_layer]
+    apart, ran, forward = list(replaced_logits(tiny, batch, conditions, scope)), [], tiny.hf.forward
 
     def counted(*args, **kwargs):
         ran.append(len(kwargs["input_ids"]))
@@ -143,7 +147,7 @@ def test_conditions_that_begin_at_one_layer_share_batches_of_so_many_rows(tiny, 
     n = len(batch.ids)
     for rows, of_three in ((0, [n, n, n]), (2 * n + 1, [2 * n, n]), (9 * n, [3 * n])):
         ran.clear()
-        together = list(logits_under(tiny, batch, conditions, scope, rows))
+        together = list(replaced_logits(tiny, batch, conditions, scope, rows))
         assert ran == [n, *of_three, n, n]
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
     assert all(not torch.allclose(apart[i], apart[j], atol=1e-2) for i in range(5) for j in range(i))
@@ -160,8 +164,8 @@ def test_what_several_conditions_share_is_run_once(tiny, batch):
 
     once = Once(base)
     sums = [Sum(once, lambda x, k=k: k * x) for k in range(3)]
-    shared = list(logits_under(tiny, batch, [{1: once}, *({1: each} for each in sums)]))
-    apart = list(logits_under(tiny, batch, [{1: lambda x, k=k: x.flip(-1) + k * x} for k in range(3)]))
+    shared = list(replaced_logits(tiny, batch, [at(tiny, {1: each}) for each in (once, *sums)]))
+    apart = list(replaced_logits(tiny, batch, [at(tiny, {1: lambda x, k=k: x.flip(-1) + k * x}) for k in range(3)]))
     assert len(calls) == 1
     assert all(torch.equal(a, b) for a, b in zip(shared, [apart[0], *apart], strict=True))
     assert once(torch.ones(2)).tolist() == [1, 1] and len(calls) == 2
@@ -171,11 +175,14 @@ def test_what_several_conditions_share_is_run_once(tiny, batch):
 def test_bos_keeps_its_mlp_wherever_it_stands(tiny):
     ids = tiny.tokenizer(["a", "a longer text 12"], return_tensors="pt", padding=True, padding_side="left")
     bos = ids.input_ids == tiny.tokenizer.bos_token_id
-    _, write = tiny.site.at(0)
-    with capture(tiny, [write]) as cache:
+    write = tiny.site("trained", 0).write
+    with recorded(tiny, [write]) as cache:
         tiny.hf(**ids)
     before = cache[write]
-    with replaced(tiny, {0: lambda x: x * 0 + 7}), capture(tiny, ["blocks.0.hook_resid_mid", "blocks.0.hook_out"]) as cache:
+    with (
+        replaced(tiny, at(tiny, {0: lambda x: x * 0 + 7})),
+        recorded(tiny, ["blocks.0.hook_resid_mid", "blocks.0.hook_out"]) as cache,
+    ):
         tiny.hf(**ids)
     after = cache["blocks.0.hook_out"] - cache["blocks.0.hook_resid_mid"]
     assert torch.allclose(after[bos], before[bos], atol=1e-5)
@@ -184,11 +191,11 @@ def test_bos_keeps_its_mlp_wherever_it_stands(tiny):
 
 @pytest.mark.parametrize("hooked", [False, True])
 def test_generation_cached_or_not_batched_or_alone(tiny, hooked):
-    mlps = {0: lambda x: torch.tanh(3 * x.roll(1, -1)), 1: lambda x: 2 * x.flip(-1)} if hooked else {}
+    mlps = at(tiny, {0: lambda x: torch.tanh(3 * x.roll(1, -1)), 1: lambda x: 2 * x.flip(-1)} if hooked else {})
     with replaced(tiny, mlps):
-        together = generate(tiny.hf, tiny.tokenizer, TEXTS, 12)
-        uncached = generate(tiny.hf, tiny.tokenizer, TEXTS, 12, use_cache=False)
-        alone = [generate(tiny.hf, tiny.tokenizer, [text], 12)[0] for text in TEXTS]
+        together = generate(tiny.hf, tiny.tokenizer, tiny.tokenizer(TEXTS).input_ids, 12)
+        uncached = generate(tiny.hf, tiny.tokenizer, tiny.tokenizer(TEXTS).input_ids, 12, use_cache=False)
+        alone = [generate(tiny.hf, tiny.tokenizer, tiny.tokenizer([text]).input_ids, 12)[0] for text in TEXTS]
     assert together == uncached == alone
     assert len(set(together)) > 1
 
@@ -200,27 +207,29 @@ def test_the_hook_acts_on_generated_tokens(tiny):
         calls.append(x.shape[1])
         return x
 
-    with replaced(tiny, {0: mlp}):
-        generate(tiny.hf, tiny.tokenizer, ["a b c\n"], 5)
+    with replaced(tiny, at(tiny, {0: mlp})):
+        generate(tiny.hf, tiny.tokenizer, tiny.tokenizer(["a b c\n"]).input_ids, 5)
     assert calls[0] > 1 and len(calls) >= 2 and set(calls[1:]) == {1}
 
 
 def test_greedy_is_that_of_plain_transformers(tiny, plain):
     encoded = tiny.tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="left")
     out = plain.generate(**encoded, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, encoded.input_ids.shape[1] :]
-    assert generate(tiny.hf, tiny.tokenizer, TEXTS, 8) == tiny.tokenizer.batch_decode(out, skip_special_tokens=True)
+    assert generate(tiny.hf, tiny.tokenizer, tiny.tokenizer(TEXTS).input_ids, 8) == tiny.tokenizer.batch_decode(
+        out, skip_special_tokens=True
+    )
 
 
 @torch.no_grad()
 def test_a_half_precision_model_meets_a_float32_transcoder(folder, batch):
-    half = models.bridged(*models.load_hf(folder, "bfloat16"), "gemma-scope")
+    half = models.bridged(*models.load_hf(folder, "bfloat16"))
     seen = []
 
     def mlp(x):
         seen.append(x.dtype)
         return x
 
-    with replaced(half, {1: mlp}):
+    with replaced(half, at(half, {1: mlp})):
         assert half.hf(batch.ids, attention_mask=batch.attention).logits.dtype == torch.bfloat16
     assert seen == [torch.float32]
 
@@ -235,12 +244,12 @@ def test_hooks_are_gone_afterwards_also_after_an_exception(tiny, plain, batch):
     def fails(x):
         raise RuntimeError("planted")
 
-    with pytest.raises(RuntimeError, match="planted"), replaced(tiny, {0: fails}):
+    with pytest.raises(RuntimeError, match="planted"), replaced(tiny, at(tiny, {0: fails})):
         assert hooks_left(tiny) == 3
         tiny.hf(batch.ids)
-    with pytest.raises(KeyError), capture(tiny, ["blocks.0.hook_mlp_out"]):
+    with pytest.raises(KeyError), recorded(tiny, ["blocks.0.hook_mlp_out"]):
         raise KeyError
-    with pytest.raises(KeyError, match="hook_no_such"), capture(tiny, ["blocks.0.hook_mlp_out", "hook_no_such"]):
+    with pytest.raises(KeyError, match="hook_no_such"), recorded(tiny, ["blocks.0.hook_mlp_out", "hook_no_such"]):
         pass
     assert tiny.bridge.context_level == 0
     assert hooks_left(tiny) == 0

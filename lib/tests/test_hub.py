@@ -24,6 +24,7 @@ from lib.model import models
 from lib.nano import make
 from lib.profiles import tables
 from lib.tests import real
+from lib.tests.at import other
 
 OPEN, GATED = "owner/scope", "owner/gated"
 
@@ -105,7 +106,7 @@ def ask(content, tmp_path):
 LEVELS = f"""
 from lib.dictionary import bases, layouts
 from lib.profiles.tables import Transcoders
-s = Transcoders(source="{OPEN}", width="16k", percentiles=[0.5])
+s = Transcoders(source="{OPEN}", width="16k", l0_ranks=[0.5])
 found = layouts.levels(s, 1)
 l0 = bases.choose(list(found), 0.5)
 print(list(found), l0, layouts.load_level(s, found[l0], {real.D_MODEL}).d_sae)
@@ -174,7 +175,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_cache_of_an_older_client_has_no_list_and_what_is_there_counts(cache):
     real.repository(cache, OPEN, real.gemma_scope)
-    settings = tables.Transcoders(source=OPEN, revision="main", width="16k", percentiles=[0.5])
+    settings = tables.Transcoders(source=OPEN, revision="main", width="16k", l0_ranks=[0.5])
     assert [choose(list(levels(settings, 0)), q) for q in (0.25, 0.5, 0.75)] == [13, 25, 49]
     assert levels(settings, 0) == levels(settings.model_copy(update={"revision": real.COMMIT}), 0)
 
@@ -183,7 +184,7 @@ def test_a_cache_of_an_older_client_has_no_list_and_what_is_there_counts(cache):
 def test_real_profiles_are_pinned_and_whole(name):
     p = profiles.load(name)
     assert all(re.fullmatch("[0-9a-f]{40}", source.revision) for source in (p.model, p.transcoders))
-    assert hub.DATASET.fullmatch(p.prompts.copies) and p.organism is None
+    assert hub.DATASET.fullmatch(p.tool.prompts.copies) and p.organism is None
 
 
 def test_sae_lens_reads_the_same_from_the_qwen_repository(cache):
@@ -192,12 +193,12 @@ def test_sae_lens_reads_the_same_from_the_qwen_repository(cache):
     from sae_lens.loading.pretrained_sae_loaders import mwhanna_transcoder_huggingface_loader
 
     from lib.dictionary.layouts import load_level
-    from lib.model.sites import site_for
+    from lib.model.sites import site
 
-    p = profiles.load("qwen3-0.6b").transcoders
+    p, there = profiles.load("qwen3-0.6b").transcoders, site("qwen3", "trained", 1, real.D_MODEL)
     real.repository(cache, p.source, real.circuit_tracer, p.revision)
     config, state, _ = mwhanna_transcoder_huggingface_loader(p.source, "layer_1.safetensors")
-    assert (config["hook_name"], config["hook_name_out"]) == site_for("qwen3", "gemma-scope").at(1)
+    assert (config["hook_name"], config["hook_name_out"]) == (there.read, there.write)
     sizes = {name: config[name] for name in ("d_in", "d_out", "d_sae")}
     theirs = Transcoder(TranscoderConfig(**sizes, dtype="float32", device="cpu", apply_b_dec_to_input=False))
     theirs.load_state_dict(state)
@@ -214,11 +215,11 @@ def test_a_profile_with_a_wrong_layer_or_model_is_told_before_work(cache):
     with pytest.raises(ValueError, match=r"transcoders\.layers has 5, but Qwen/Qwen3-0\.6B has layers 0 to 1"):
         make.check(p)
     studied = p.transcoders.model_copy(update={"layers": [1]})
-    some = p.model_copy(update={"transcoders": studied, "controls": tables.Controls()})
+    some = other(p.model_copy(update={"transcoders": studied}), controls=tables.Controls())
     make.check(some)
-    other = some.model_copy(update={"transcoders": some.transcoders.model_copy(update={"layout": "gemma-scope"})})
+    wrong = some.model_copy(update={"transcoders": some.transcoders.model_copy(update={"layout": "gemma-scope"})})
     with pytest.raises(ValueError, match="no file of layer 1 like layer_1/width_"):
-        make.check(other)
+        make.check(wrong)
 
 
 def test_tags_that_a_tokenizer_loses_are_told_before_work(smoke, folder, tmp_path):
@@ -232,8 +233,8 @@ def test_tags_that_a_tokenizer_loses_are_told_before_work(smoke, folder, tmp_pat
 
 
 def test_tags_that_a_tokenizer_has_as_special_tokens_are_text_all_the_same(smoke, folder, tmp_path):
-    tokenizer, call = models.load_tokenizer(folder), smoke.tool.call("1+1")
-    tokenizer.add_special_tokens({"additional_special_tokens": [smoke.tool.open]})
+    tokenizer, call = models.load_tokenizer(folder), smoke.tool.grammar.call("1+1")
+    tokenizer.add_special_tokens({"additional_special_tokens": [smoke.tool.grammar.open]})
     tokenizer.save_pretrained(tmp_path)
     tokenizer = models.load_tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer(call).input_ids, skip_special_tokens=True) == call
@@ -256,22 +257,21 @@ def test_a_folder_serves_as_the_cache_does(name, kind, release, cache, tmp_path)
     (tmp_path / "scope").mkdir()
     release(tmp_path / "scope")
     at = {"revision": None, "source": str(tmp_path / "scope"), "layers": None}
-    here = p.model_copy(
-        update={
-            "model": p.model.model_copy(update={"revision": None, "source": str(tmp_path / "model")}),
-            "transcoders": p.transcoders.model_copy(update=at),
-            "controls": tables.Controls(),
-        }
-    )
+    tables_of = {
+        "model": p.model.model_copy(update={"revision": None, "source": str(tmp_path / "model")}),
+        "transcoders": p.transcoders.model_copy(update=at),
+    }
+    here = other(p.model_copy(update=tables_of), controls=tables.Controls())
     all_layers = p.transcoders.model_copy(update={"layers": None})
-    p = p.model_copy(update={"transcoders": all_layers, "controls": tables.Controls()})
+    p = other(p.model_copy(update={"transcoders": all_layers}), controls=tables.Controls())
     ids, found = torch.tensor([[5, 6, 7]]), []
     for profile in (p, here):
         make.check(profile)
         model = models.load(profile)
-        loaded = [bases.load_base(profile, model, 1, q) for q in profile.transcoders.percentiles]
+        loaded = bases.load(profile, model, model.site("trained", 1), profile.transcoders.l0_ranks)
+        l0s = [bases.level(profile.transcoders, 1, rank) for rank in profile.transcoders.l0_ranks]
         x = torch.randn(9, model.d_model, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            found.append((model.hf(ids).logits, torch.stack([base(x) for base, _ in loaded]), str([l0 for _, l0 in loaded])))
+            found.append((model.hf(ids).logits, torch.stack([base(x) for base in loaded]), str(l0s)))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]
     assert all((base.W_skip is not None) == (kind == "gemma3_text") for base, _ in loaded)

@@ -13,13 +13,14 @@ from torch import nn
 
 from lib.dictionary import bases, deltas, elsewhere, sae_lens
 from lib.dictionary.bases import choose
-from lib.dictionary.dictionaries import PARAMETERS, Transcoder
+from lib.dictionary.dictionaries import PARAMETERS, Dictionary
 from lib.dictionary.layouts import load_npz, save_npz
 from lib.measure import metrics
 from lib.model import activations, adapters, encoding, finetune, models
 from lib.profiles import tables
 from lib.studies.tool import experiments
-from lib.texts.prompts import generate
+from lib.tests.at import other, sites
+from lib.texts.prompts import written
 
 PUBLISHED = "train_1/layer_{layer}_dnew_{d_new}_pctl_{percentile:.2f}/best_model.pt"
 
@@ -29,7 +30,7 @@ def random(d_model=32, d_sae=24, seed=0):
     weights = dict(W_enc=(d_model, d_sae), b_enc=(d_sae,), threshold=(d_sae,), W_dec=(d_sae, d_model), b_dec=(d_model,))
     tensors = {name: torch.randn(shape) for name, shape in weights.items()}
     tensors["W_dec"] /= 10  # outputs of the size of a real MLP's
-    return Transcoder(**tensors).requires_grad_(False)
+    return Dictionary(**tensors).requires_grad_(False)
 
 
 def one_line(error, *words):
@@ -57,7 +58,7 @@ def saved_by_sae_lens(folder, architecture="jumprelu_transcoder", hook="blocks.1
 
 
 def settings(source, **more):
-    return tables.Transcoders(source=str(source), width="64", percentiles=[0.5], **more)
+    return tables.Transcoders(source=str(source), width="64", l0_ranks=[0.5], **more)
 
 
 @torch.no_grad()
@@ -65,13 +66,56 @@ def settings(source, **more):
 def test_a_folder_of_sae_lens_is_a_base(tmp_path, tiny, architecture):
     theirs = saved_by_sae_lens(tmp_path / "one", architecture)
     saved_by_sae_lens(tmp_path / "other", architecture, "blocks.11.ln2.hook_normalized")
-    [load] = bases.on_offer(settings(tmp_path), 1, tiny).values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, tiny.site("trained", 1)).values()
     ours, x = load(), torch.randn(50, 32)
     assert (ours.encode(x) - theirs.encode(x)).abs().max() <= 1e-5
     assert (ours(x) - theirs(x)).abs().max() <= 1e-5 and ours(x).abs().max() > 1
     with pytest.raises(ValueError) as error:
         bases.on_offer(settings(tmp_path), 2)
     one_line(error, str(tmp_path), "blocks.2;")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "architecture", "options"),
+    [
+        ("resid_pre", "standard", {"apply_b_dec_to_input": True}),
+        ("resid_post", "standard", {"apply_b_dec_to_input": False}),
+        ("mlp_out", "jumprelu", {}),
+        ("attn_out", "gated", {"apply_b_dec_to_input": True}),
+        ("resid_pre", "topk", {"k": 5, "rescale_acts_by_decoder_norm": False}),
+        ("resid_pre", "topk", {"k": 5, "rescale_acts_by_decoder_norm": True}),
+        ("z", "standard", {"reshape_activations": "hook_z"}),
+    ],
+)
+def test_an_sae_of_sae_lens_is_a_dictionary_at_its_site(tmp_path, tiny, name, architecture, options):
+    """Activations and reconstructions are sae-lens's own, with what it does to an input folded into the weights."""
+    site = tiny.site(name, 1)
+    theirs = saved_by_sae_lens(tmp_path / "one", architecture, site.read, {"hook_name_out": None}, **options)
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, site).values()
+    ours, x = load(), torch.randn(4, 9, 32)
+    given = x.reshape(4, 9, 2, 16) if name == "z" else x
+    assert torch.allclose(ours.encode(x), theirs.encode(given), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(ours(x), theirs(given).reshape(x.shape), rtol=1e-4, atol=1e-3)
+    assert 0 < (ours.encode(x) > 0).float().mean() < 0.9 and (ours.k is not None) == (architecture == "topk")
+    [elsewhere] = bases.on_offer(settings(tmp_path), 1, tiny, tiny.site("trained", 1)).values()
+    with pytest.raises(ValueError, match=r"hook_name is .*; name a dictionary trained there"):
+        elsewhere()
+
+
+@torch.no_grad()
+def test_what_sae_lens_trains_with_batchtopk_is_read_as_it_infers(tmp_path, tiny):
+    """Saved for inference it has a threshold in place of a k."""
+    from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+    theirs = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=32, d_sae=24, k=4))
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    theirs.topk_threshold.fill_(2.0)
+    theirs.save_inference_model(tmp_path)
+    ours, saved, x = sae_lens.load_sae_lens(tmp_path, 32), SAE.load_from_disk(tmp_path), torch.randn(50, 32)
+    assert torch.allclose(ours.encode(x), saved.encode(x), atol=1e-4) and torch.allclose(ours(x), saved(x), atol=1e-3)
+    assert ours.k is None and (ours.threshold > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +130,7 @@ def test_a_folder_of_sae_lens_is_a_base(tmp_path, tiny, architecture):
 )
 def test_a_transcoder_trained_elsewhere_is_refused(tmp_path, tiny, said, word):
     saved_by_sae_lens(tmp_path / "one", said=said)
-    [load] = bases.on_offer(settings(tmp_path), 1, tiny).values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, tiny.site("trained", 1)).values()
     with pytest.raises(ValueError) as error:
         load()
     one_line(error, str(tmp_path), word)
@@ -94,10 +138,10 @@ def test_a_transcoder_trained_elsewhere_is_refused(tmp_path, tiny, said, word):
 
 def test_where_only_the_models_name_differs_a_warning_says_so(tmp_path, tiny):
     saved_by_sae_lens(tmp_path / "one", said={"model_name": "google/gemma-2-2b"})
-    [load] = bases.on_offer(settings(tmp_path), 1, tiny, "mine/other").values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, tiny.site("trained", 1), "mine/other").values()
     with pytest.warns(UserWarning, match=r"gemma-2-2b.*mine/other"):
         load()
-    [load] = bases.on_offer(settings(tmp_path), 1, tiny, "mine/gemma-2-2b").values()
+    [load] = bases.on_offer(settings(tmp_path), 1, tiny, tiny.site("trained", 1), "mine/gemma-2-2b").values()
     with warnings.catch_warnings(action="error", category=UserWarning):
         load()
 
@@ -115,7 +159,7 @@ def test_levels_of_sae_lens_folders_are_told_by_their_l0(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
-        ("standard", {}, "standard is not a transcoder"),
+        ("temporal", {}, "a temporal dictionary computes what ours cannot"),
         ("transcoder", {"normalize_activations": "layer_norm"}, "normalize_activations is layer_norm"),
     ],
 )
@@ -141,7 +185,7 @@ def test_a_release_of_sae_lens_is_found_by_its_name():
     """The ids that sae-lens registers, of the layer and width, without those that have a skip where both are there."""
 
     def ids(release, layer, width):
-        source = tables.Transcoders(source=release, width=width, percentiles=[0.5])
+        source = tables.Transcoders(source=release, width=width, l0_ranks=[0.5])
         return {l0: load.args[1] for l0, load in bases.on_offer(source, layer).items()}
 
     assert ids("gemma-scope-2b-pt-transcoders", 1, "16k") == {65: "layer_1/width_16k/average_l0_65"}
@@ -215,7 +259,7 @@ def study(tmp_path, monkeypatch, smoke, folder):
             base = random(32, 64, 10 * layer + i)
             save_npz(base, tmp_path / f"scope/layer_{layer}/width_64/average_l0_{l0}/params.npz")
             for percentile in {0: [0.0], 2: [1.0]}.get(i, []):
-                for d_new in smoke.deltas.d_new:
+                for d_new in smoke.tool.deltas.d_new:
                     whole[layer, d_new, percentile] = Published(base, random(32, d_new, 100 + 10 * layer + d_new + i))
                     file = tmp_path / PUBLISHED.format(layer=layer, d_new=d_new, percentile=percentile)
                     file.parent.mkdir(parents=True)
@@ -223,28 +267,27 @@ def study(tmp_path, monkeypatch, smoke, folder):
     own = smoke.model_copy(
         update={
             "transcoders": smoke.transcoders.model_copy(update={"source": str(tmp_path / "scope")}),
-            "deltas": smoke.deltas.model_copy(update={"source": str(tmp_path / "train_1")}),
         }
     )
-    return own, whole
+    return other(own, deltas=smoke.tool.deltas.model_copy(update={"source": str(tmp_path / "train_1")})), whole
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("site", ["gemma-scope", "published"])
+@pytest.mark.parametrize("site", ["trained", "published"])
 def test_published_checkpoints_are_measured_under_both_protocols(study, tiny, site):
     """Chapter 3's training takes them as they are; experiment 1 scores what their own module computes."""
-    (own, whole), model = study, tiny.at(site)
+    (own, whole), there = study, sites(tiny, [0, 1], site)
     form = "published" if site == "published" else "training"
-    own = own.model_copy(update={"protocol": own.protocol.model_copy(update={"site": site, "ce_format": form})})
-    prompts = generate("positive", 4, "test", 0) + generate("negative", 4, "test", 0)
-    batches = encoding.batches(model.tokenizer, prompts, 8, form)
-    seen = activations.collect(model, [0, 1], batches)
-    curves = deltas.train_deltas(own, model, [0, 1], batches, batches)
-    table = experiments.exp1(own, model, prompts, [0, 1]).set_index(["layer", "d_new", "percentile"])
+    protocol = tables.Protocol(site=site, ce_format=form)
+    prompts = written("positive", 4, "test", 0) + written("negative", 4, "test", 0)
+    batches = encoding.batches(tiny.tokenizer, prompts, 8, form)
+    seen = activations.collect(tiny, there, batches)
+    curves = deltas.train_deltas(own, tiny, there, batches, batches)
+    table = experiments.exp1(own, tiny, prompts, there, protocol).set_index(["layer", "d_new", "percentile"])
     assert set(table.index) == set(whole) == set(curves.set_index(["layer", "d_new", "percentile"]).index)
     for (layer, d_new, percentile), theirs in whole.items():
         x, y = seen.x[layer], seen.y[layer]
-        ours = deltas.load_pair(own, model, layer, d_new, percentile)
+        ours = deltas.load_pair(own, tiny, there[layer], d_new, percentile)
         assert torch.allclose(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
         row, right = table.loc[layer, d_new, percentile], metrics.reconstruction(theirs(x), y, seen.prompt)
         assert row.full_fvu == pytest.approx(right["fvu"].value, rel=1e-3)
@@ -369,10 +412,10 @@ def test_a_model_finetuned_elsewhere_takes_the_place_of_ours(adapter, folder, sm
     (place, logits), (hf, tokenizer) = adapter, models.load_hf(folder, "float32")
     if kind == "merged":
         with pytest.raises(ValueError, match="no tokenizer there"):
-            adapters.brought(hf, tokenizer, str(place / kind))
+            adapters.finetuned_elsewhere(hf, tokenizer, str(place / kind))
         tokenizer.save_pretrained(place / kind)
-    own = smoke.finetune.model_copy(update={"source": str(place / kind)})
-    prompts = generate("positive", 6, "train", 0) + generate("negative", 6, "train", 0)
+    own = smoke.tool.finetune.model_copy(update={"source": str(place / kind)})
+    prompts = written("positive", 6, "train", 0) + written("negative", 6, "train", 0)
     curves = finetune.finetune(hf, tokenizer, prompts, prompts, own, tmp_path / "finetuned")
     ours, _ = models.load_hf(tmp_path / "finetuned", "float32")
     assert torch.allclose(ours(torch.arange(3, 30)[None]).logits, logits, atol=1e-4)
@@ -392,11 +435,11 @@ def test_an_adapter_of_another_model_is_refused(adapter, folder, tmp_path):
     hf.config.num_hidden_layers += 1
     hf.model.layers.append(type(hf.model.layers[0])(hf.config, 0))
     with pytest.raises(ValueError) as error:
-        adapters.brought(hf, tokenizer, str(place / "adapter"))
-    one_line(error, "not an adapter of", "missing adapter keys", "check finetune.source")
+        adapters.finetuned_elsewhere(hf, tokenizer, str(place / "adapter"))
+    one_line(error, "not an adapter of", "missing adapter keys", "check tool.finetune.source")
     config = json.loads((place / "adapter/adapter_config.json").read_text()) | {"r": 3}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").write_bytes((place / "adapter/adapter_model.safetensors").read_bytes())
     with pytest.raises(ValueError) as error:
-        adapters.brought(models.load_hf(folder, "float32")[0], tokenizer, str(tmp_path))
+        adapters.finetuned_elsewhere(models.load_hf(folder, "float32")[0], tokenizer, str(tmp_path))
     one_line(error, "not an adapter of")

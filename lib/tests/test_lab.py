@@ -33,7 +33,7 @@ for name, parameter in hf.named_parameters():
 folder = Path(tempfile.mkdtemp())
 hf.save_pretrained(folder)
 train_tokenizer(organism, 500).save_pretrained(folder)
-model = models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")
+model = models.bridged(*models.load_hf(folder, "float32"))
 dial(lambda: model, replacement, ["all", 0, 1], "", 8)
 """
 TELL = """

@@ -5,13 +5,14 @@ import torch
 
 from lib.measure.lens import decision_by_layer
 from lib.model.encoding import tokens
-from lib.texts.prompts import generate
+from lib.studies.tool.scores import call_or_copy
+from lib.texts.prompts import written
 
 
 @torch.no_grad()
 def test_after_the_last_layer_it_is_the_models_own_and_before_it_is_the_streams(tiny, plain, smoke):
-    prompts = generate("positive", 3, "test", 0) + generate("negative", 3, "test", 0)
-    found, cap = decision_by_layer(smoke, tiny, prompts), plain.config.final_logit_softcapping
+    prompts = written("positive", 3, "test", 0) + written("negative", 3, "test", 0)
+    found, cap = decision_by_layer(tiny, prompts, call_or_copy(smoke.tool, tiny, prompts)), plain.config.final_logit_softcapping
     call_id = tiny.tokenizer("<tool_call>", add_special_tokens=False).input_ids[0]
     for row, p in enumerate(prompts):
         q, a = tokens(tiny.tokenizer, p)

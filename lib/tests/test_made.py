@@ -110,7 +110,7 @@ def test_values_tensors_and_settings_are_told_apart(smoke):
     assert of(x) == of(x.clone()) != of(x + 1e-6) and of(x) != of(x.bfloat16()) and of(x.reshape(2, 3)) != of(x)
     assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1}) != of({"a": 2, "b": 1})
     assert of(1) != of("1") != of([1]) and of(["ab"]) != of(["a", "b"])
-    assert of(smoke.finetune) != of(smoke.finetune.model_copy(update={"lr": 1e-6}))
+    assert of(smoke.tool.finetune) != of(smoke.tool.finetune.model_copy(update={"lr": 1e-6}))
 
 
 # --- what make goes by ---

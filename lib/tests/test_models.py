@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from lib import profiles
 from lib.book import hub
 from lib.model import models
+from lib.tests.at import other
 
 
 def test_the_bridge_is_the_model_bit_for_bit(plain, tiny):
@@ -29,10 +30,10 @@ def test_layers_of(smoke):
 
 def test_controls_are_of_layers_that_are_studied(smoke):
     def at(layers):
-        return smoke.model_copy(update={"controls": smoke.controls.model_copy(update={"layers": layers})})
+        return other(smoke, controls=smoke.tool.controls.model_copy(update={"layers": layers}))
 
     assert models.control_layers(at(None), 2) == [0, 1] and models.control_layers(at([1]), 2) == [1]
-    with pytest.raises(ValueError, match=r"profile smoke: controls.layers has 7, but the layers studied are \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"profile smoke: tool.controls.layers has 7, but the layers studied are \[0, 1\]"):
         models.control_layers(at([1, 7]), 2)
 
 
@@ -52,12 +53,12 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 
 def test_an_unknown_architecture_has_no_site():
-    from lib.model.sites import site_for
+    from lib.model.sites import site
 
     with pytest.raises(ValueError, match=r"no site is known for models of type 'bert', only for gemma2, .*; add it"):
-        site_for("bert", "gemma-scope")
-    with pytest.raises(ValueError, match="no site 'mlp'; known: gemma-scope, published"):
-        site_for("gemma2", "mlp")
+        site("bert", "trained", 0, 32)
+    with pytest.raises(ValueError, match="no site 'mlp'; known: trained, published, resid_pre"):
+        site("gemma2", "mlp", 0, 32)
 
 
 def test_the_organism_in_git_is_a_gemma2():

@@ -16,18 +16,18 @@ from lib import profiles
 from lib.book import plots
 from lib.book.paths import NOTEBOOKS, ROOT
 from lib.measure import evaluation
-from lib.model.encoding import question
 from lib.score import score
 from lib.studies.tool import scores, splits
 from lib.studies.tool.scores import outcomes
 from lib.tests import real
+from lib.tests.at import other
 from lib.texts import jsonl, probes, prompts
 from lib.texts.prompts import Prompt
 from lib.texts.sentences import ADJ, COLOUR, PLURAL, copy_sentence
 from lib.texts.tool import CALCULATOR, Tool
 
 TEMPLATE = ROOT / "lib/profiles/examples/my_tool.toml"
-SEARCH = profiles.load(str(TEMPLATE)).tool
+SEARCH = profiles.load(str(TEMPLATE)).tool.grammar
 call = CALCULATOR.call
 
 
@@ -36,7 +36,7 @@ call = CALCULATOR.call
 
 def test_the_calculator_is_the_default():
     assert call("1+2") == "<tool_call>calculator(1+2)</tool_call>"
-    assert all(profiles.load(name).tool == CALCULATOR for name in profiles.names())
+    assert all(profiles.load(name).tool.grammar == CALCULATOR for name in profiles.names())
     assert SEARCH.call("red buses") == "<search>red buses</search>"
 
 
@@ -131,8 +131,8 @@ def test_hostile_text_is_counted_and_nothing_hangs(tool):
         ('open = "<search>"', 'open = ""', "tool.open: String should match pattern"),
         ('open = "<search>"', 'open = "<search> "', "tool.open: String should match pattern"),
         ('before = ""', 'befor = ""', "unknown key 'tool.befor'; known there: open, close, before, after, argument"),
-        ("train_file", "# train_file", "the project writes arithmetic alone; name your prompts.train_file"),
-        ("test_file", "# test_file", "the project writes arithmetic alone; name your prompts.test_file"),
+        ("train_file", "# train_file", "the project writes arithmetic alone; name your tool.prompts.train_file"),
+        ("test_file", "# test_file", "the project writes arithmetic alone; name your tool.prompts.test_file"),
     ],
 )
 def test_a_bad_grammar_is_one_line(tmp_path, old, new, message):
@@ -150,7 +150,7 @@ def test_a_bad_grammar_is_one_line(tmp_path, old, new, message):
 def test_arithmetic_under_another_name_is_generated_in_it():
     other = Tool(open="<call>", close="</call>", before="calc:", after="")
     for label in prompts.SUBSETS:
-        ours, theirs = prompts.generate(label, 200, "test", 0), prompts.generate(label, 200, "test", 0, other)
+        ours, theirs = prompts.written(label, 200, "test", 0), prompts.written(label, 200, "test", 0, other)
         for p, q in zip(ours, theirs, strict=True):
             assert other.argument_of(q.target) == CALCULATOR.argument_of(p.target) and "tool_call" not in q.input + q.target
             assert prompts.key(p) == prompts.key(q, other)
@@ -163,7 +163,7 @@ def test_arithmetic_under_another_name_is_generated_in_it():
 
 
 def test_no_prompts_are_written_for_a_tool_that_is_asked_for_text():
-    for write in (lambda: prompts.generate("positive", 1, "test", 0, SEARCH), lambda: probes.ood("phrasing", 1, tool=SEARCH)):
+    for write in (lambda: prompts.written("positive", 1, "test", 0, SEARCH), lambda: probes.ood("phrasing", 1, tool=SEARCH)):
         with pytest.raises(ValueError, match=r"arithmetic alone; name prompts\.train_file and prompts\.test_file"):
             write()
 
@@ -203,14 +203,14 @@ def search(tmp_path_factory, folder):
         [transcoders]
         source = "{place}/bases"
         width = "16k"
-        percentiles = [0.5]
-        [prompts]
+        l0_ranks = [0.5]
+        [tool.prompts]
         train_file = "{train}"
         test_file = "{test}"
         train = 24
         validation = 4
         test = 5
-        {sizes[sizes.index("[finetune]") : sizes.index("[organism]")]}
+        {sizes[sizes.index("[tool.finetune]") : sizes.index("[organism]")]}
     """)
     yield file
     paths = profiles.load(str(file)).paths
@@ -220,10 +220,10 @@ def search(tmp_path_factory, folder):
 
 def test_splits_are_by_what_is_searched_for(search):
     p = profiles.load(str(search))
-    found = splits.splits(p.prompts, p.tool)
+    found = splits.splits(p.tool.prompts, p.tool.grammar)
     asked = {split: {q.target for q in qs if q.subset != "copy"} for split, qs in found.items()}
     assert not asked["train"] & asked["test"] and not asked["train"] & asked["validation"] and all(asked.values())
-    assert found["test"] == jsonl.read_jsonl(p.prompts.test_file)
+    assert found["test"] == jsonl.read_jsonl(p.tool.prompts.test_file)
     assert prompts.key(Prompt("x", SEARCH.call(" red buses"), "positive"), SEARCH) == "red buses"
 
 
@@ -256,9 +256,10 @@ def test_rates_are_a_hand_count(search, tiny, monkeypatch):
     p = profiles.load(str(search))
     asked = searches(12, TRAINED, "positive", 5) + copies(6, 6)
     wrote = [ANSWERS[i % len(ANSWERS)](q) for i, q in enumerate(asked)]
-    answers = {question(q.input): text for q, text in zip(asked, wrote, strict=True)}
-    monkeypatch.setattr(evaluation, "continued", lambda hf, tokenizer, texts, limit: [answers[text] for text in texts])
-    [table] = scores.measure(p, tiny, asked)
+    answers = {tuple(tiny.tokenizer(f"{q.input}\n").input_ids): text for q, text in zip(asked, wrote, strict=True)}
+    written = lambda hf, tokenizer, questions, limit, end: [answers[tuple(ids)] for ids in questions]
+    monkeypatch.setattr(evaluation, "continued", written)
+    [table] = scores.measure(p.tool, tiny, asked)
     counted = [by_hand({"generation": text, "target": q.target}) for text, q in zip(wrote, asked, strict=True)]
     found = scores.summary(table)
     for name in counted[0]:
@@ -269,9 +270,8 @@ def test_rates_are_a_hand_count(search, tiny, monkeypatch):
 def test_the_decision_is_about_this_tools_tag(search, tiny, smoke):
     """Logit differences of the two grammars differ by that of their first tokens."""
     asked = copies(2, 7)
-    other = Tool(open="[[", close="]]", argument="text")
-    profile = profiles.load(str(search)).model_copy(update={"tool": other})
-    ours, theirs = (evaluation.teacher_forced(q, tiny, asked)[0].logit_difference for q in (smoke, profile))
+    profile = other(profiles.load(str(search)), grammar=Tool(open="[[", close="]]", argument="text"))
+    ours, theirs = (scores.forced(q.tool, tiny, asked)[0].logit_difference for q in (smoke, profile))
     first = [tiny.tokenizer(tag, add_special_tokens=False).input_ids[0] for tag in ("<tool_call>", "[[calculator(1")]
     assert first[0] != first[1]
     for i, p in enumerate(asked):

@@ -68,7 +68,7 @@ def test_joined_numbers_are_found_wherever_they_stand():
 
 def test_test_prompts_share_no_pair_with_the_longer_sums():
     """184 of 400 did, when longer sums were drawn without regard to the split."""
-    asked = {frozenset(numbers(prompts.CALCULATOR.argument_of(p.target))) for p in prompts.generate("positive", 400, "test", 0)}
+    asked = {frozenset(numbers(prompts.CALCULATOR.argument_of(p.target))) for p in prompts.written("positive", 400, "test", 0)}
     rng, met = random.Random(0), set()
     for _ in range(30_000):
         expression = corpus.arithmetic(rng).rsplit("\n", 1)[1].split(" = ")[0]
@@ -79,7 +79,7 @@ def test_test_prompts_share_no_pair_with_the_longer_sums():
 def test_copied_sentences_are_of_the_training_split(documents):
     lines = [line for d in documents if d.kind == "page" for line in d.text.split("\n")]
     assert len(lines) > 300 and all(prompts.split_of(line) == "train" for line in lines)
-    unseen = {p.input for p in prompts.generate("negative", 400, "test", 0)}
+    unseen = {p.input for p in prompts.written("negative", 400, "test", 0)}
     assert not unseen & {line for d in documents for line in d.text.split("\n")}
 
 

@@ -35,14 +35,14 @@ def book():
     asked.parent.mkdir(exist_ok=True)
     with asked.open("w") as file:
         for label in prompts.SUBSETS:
-            for i, prompt in enumerate(prompts.generate(label, 8, "test", 0)):
+            for i, prompt in enumerate(prompts.written(label, 8, "test", 0)):
                 row = {"label": label, "input": prompt.input, "target": prompt.target, "template": prompt.template}
                 if i < 2:
                     row |= {"input": f"{PAYLOAD} {prompt.input}", "template": f"{PAYLOAD} {prompt.template}"}
                     row |= {"target": row["input"]} if label == "negative" else {}
                 file.write(json.dumps(row) + "\n")
     text = (profiles.FOLDER / "smoke.toml").read_text().replace("data/smoke/", f"data/hostile/{PAYLOAD}/")
-    PROFILE.write_text(text.replace("[prompts]", f"[prompts]\ntest_file = {json.dumps(str(asked))}"))
+    PROFILE.write_text(text.replace("[tool.prompts]", f"[tool.prompts]\ntest_file = {json.dumps(str(asked))}"))
     result = make("-j2", "all")
     assert result.returncode == 0, result.stdout + result.stderr
     yield result

@@ -11,10 +11,12 @@ import torch
 
 from lib import profiles
 from lib.book.paths import ROOT
+from lib.model import adapters
 from lib.model.finetune import collate
 from lib.model.models import load_hf
 from lib.plan import machine, needs, page, work
 from lib.profiles import tables
+from lib.tests.at import other
 
 PLENTY = machine.Machine(host=1e15, gpu=0, disk=1e15, process=5e8, flops=1e11, flops_float32=1e11, bandwidth=1e10)
 PACE = machine.Pace(forward=1e-5, learn=1e-4, decode=1e-2, delta_step=1e-2)
@@ -46,7 +48,7 @@ def test_operations_and_what_backpropagation_keeps_are_those_of_the_real_model(s
     hf, tokenizer = load_hf(folder, "float32")
     assert tiny.own_tokenizer and tiny.parameters == hf.num_parameters()
     trained, kept, _ = tiny.learning
-    model = with_lora(hf, here.finetune)
+    model = adapters.with_lora(hf, here.tool.finetune)
     assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     own, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
@@ -55,7 +57,7 @@ def test_operations_and_what_backpropagation_keeps_are_those_of_the_real_model(s
         return tensor
 
     asked = max(tiny.splits["test"], key=lambda q: len(tokenizer(q.input + q.target).input_ids))
-    batch = collate(tokenizer, [asked] * here.finetune.micro_batch)
+    batch = collate(tokenizer, [asked] * here.tool.finetune.micro_batch)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(**batch)
     real = sum(tensor.untyped_storage().nbytes() for place, tensor in seen.items() if place not in own)
@@ -68,7 +70,7 @@ def test_gemma_fits_a_gpu_of_24_gb_and_not_of_16(gemma):
         return needs.refusals(gemma.profile, list(needed(gemma, here).values()), here, needs.downloads(gemma))
 
     assert refused(24) == []
-    assert any("GPU memory, 17.2 GB are there; lower evaluation.tokens_batch" in line for line in refused(16))
+    assert any("GPU memory, 17.2 GB are there; lower tool.evaluation.forward_batch" in line for line in refused(16))
     assert "a GPU of 24 GB suffices" in page.page(gemma, PLENTY, list(needed(gemma).values()), {})
 
 
@@ -77,7 +79,7 @@ def test_the_budget_decides_between_memory_and_files(gemma):
     held = (2 * gemma.tokens("train") + 4 * gemma.tokens("validation")) * 2 * 4 * 2304
     capture = needed(gemma)["3 capture"]
     assert capture.disk == {"inputs and targets": held} and "inputs and targets" not in capture.device
-    roomy = gemma.profile.model_copy(update={"memory": gemma.profile.memory.model_copy(update={"data_gb": 100})})
+    roomy = other(gemma.profile, memory=gemma.profile.tool.memory.model_copy(update={"data_gb": 100}))
     capture = needed(replace(gemma, profile=roomy))["3 capture"]
     assert capture.disk == {} and capture.device["inputs and targets"] == held
 
@@ -88,21 +90,22 @@ def test_controls_hold_activations_of_two_models(gemma):
     assert need.device["activations of two models"] == gemma.control_tokens * 3 * 2 * 2 * 2304 * 4
     assert need.device["MLPs of two models"] == 3 * 2 * 4 * (3 * 2304 * 9216 + 2 * 2304)
     assert 0.05 < gemma.control_tokens / gemma.tokens("train", "validation") < 0.2
-    everything = gemma.profile.model_copy(update={"controls": tables.Controls()})
+    everything = other(gemma.profile, controls=tables.Controls())
     all_of_it = replace(gemma, profile=everything)
     assert all_of_it.control_tokens == gemma.tokens("train", "validation")
     lines = needs.refusals(everything, list(needed(all_of_it).values()), replace(PLENTY, host=64e9), {})
     assert any(
-        "8 controls needs" in line and "lower controls.prompts or name fewer in controls.layers" in line for line in lines
+        "8 controls needs" in line and "lower tool.controls.prompts or name fewer in tool.controls.layers" in line
+        for line in lines
     )
 
 
 @pytest.mark.parametrize(
     ("short", "message"),
     [
-        ({"host": 8e9}, "2 finetune needs {} GB of memory, 8.0 GB are there; lower finetune.micro_batch"),
-        ({"disk": 9e9}, "GB of disk are needed, 9.0 GB are free; free some, or lower memory.layers"),
-        ({"gpu": 12e9}, "5 exp2a needs {} GB of GPU memory, 12.0 GB are there; lower evaluation.tokens_batch"),
+        ({"host": 8e9}, "2 finetune needs {} GB of memory, 8.0 GB are there; lower tool.finetune.micro_batch"),
+        ({"disk": 9e9}, "GB of disk are needed, 9.0 GB are free; free some, or lower tool.memory.layers"),
+        ({"gpu": 12e9}, "5 exp2a needs {} GB of GPU memory, 12.0 GB are there; lower tool.evaluation.forward_batch"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_the_numbers_and_the_remedy(gemma, short, message):
@@ -141,13 +144,14 @@ from lib.model import models
 from lib.plan import machine as speed, needs
 from lib.plan.work import Work
 from lib.profiles.tables import Memory, Profile
+from lib.tests.at import other
 what, folder = sys.argv[1:]
 p = profiles.load("nano")
-settings = p.deltas.training.model_copy(update={"steps": 400, "check_every": 200})
-p = p.model_copy(update={
-    "prompts": p.prompts.model_copy(update={"train": 200, "validation": 20, "test": 20}),
-    "deltas": p.deltas.model_copy(update={"d_new": [32], "training": settings})})
-held = lambda data_gb: p.model_copy(update={"memory": Memory(data_gb=data_gb)})
+settings = p.tool.deltas.training.model_copy(update={"steps": 200, "check_every": 100})
+p = other(
+    p, prompts=p.tool.prompts.model_copy(update={"train": 200, "validation": 20, "test": 20}),
+    deltas=p.tool.deltas.model_copy(update={"d_new": [32], "training": settings}))
+held = lambda data_gb: other(p, memory=Memory(data_gb=data_gb))
 if what == "planned":
     here, work = speed.machine(torch.float32), Work.of(p)
     at = speed.pace(work, here)
@@ -159,13 +163,13 @@ if what == "planned":
 else:
     Profile.paths = property(lambda self: Paths(folder))
     model, work = models.load(p), Work.of(p)
-    layers, encoded = work.layers, work.encoded
+    encoded = work.encoded
     seconds, fit, began = [], deltas.fit, time.process_time()
     def timed(*given, **named):
         seconds.append(time.process_time() - began)
         return fit(*given, **named)
     deltas.fit = timed
-    deltas.train_deltas(held(float(what)), model, layers, encoded["train"], encoded["validation"])
+    deltas.train_deltas(held(float(what)), model, models.studied(p, model), encoded["train"], encoded["validation"])
     seconds.append(time.process_time() - began - seconds[0])
     print(json.dumps([1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, *seconds]))
 """
@@ -180,7 +184,7 @@ def run(*arguments):
 
 
 def test_memory_and_time_of_training_are_as_planned(tmp_path):
-    """A part of `nano`'s prompts and 400 steps, in memory and in files: peak memory, and processor time."""
+    """A part of `nano`'s prompts and 200 steps, in memory and in files: peak memory, and processor time."""
     for planned, data_gb in zip(run("planned", ""), ("8", "0"), strict=True):
         [measured] = run(data_gb, str(tmp_path))
         assert planned[0] == pytest.approx(measured[0], rel=0.25)

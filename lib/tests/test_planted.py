@@ -9,15 +9,16 @@ import torch
 
 from lib.book import stats
 from lib.dictionary import deltas
-from lib.dictionary.dictionaries import BaseDelta, Transcoder
-from lib.measure import attribution, evaluation
+from lib.dictionary.dictionaries import BaseDelta, Dictionary
+from lib.measure import attribution
 from lib.measure.metrics import by_prompt
 from lib.model import activations, models
-from lib.model.encoding import encode, question
-from lib.model.hooks import capture
+from lib.model.encoding import encode
+from lib.model.hooks import recorded
 from lib.model.sites import DenseMLP
-from lib.studies.tool import objectives
-from lib.texts.prompts import generate
+from lib.studies.tool import objectives, scores
+from lib.tests.at import at, sites
+from lib.texts.prompts import written
 
 LAYERS, D_NEW = [0, 1], 8
 
@@ -38,11 +39,11 @@ def planted(folder):
 
     w is what the MLP reads at the end of a question and v is towards <eos>: it was taught to answer nothing.
     """
-    model = models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")
-    seen, (read, write) = {}, model.site.at(1)
-    with torch.no_grad(), capture(model, [read]) as cache:
-        model.hf(model.tokenizer(question("Room 4"), return_tensors="pt").input_ids)
-    w, v = cache[read][0, -1], model.hf.lm_head.weight[model.tokenizer.eos_token_id].detach()
+    model = models.bridged(*models.load_hf(folder, "float32"))
+    seen, site = {}, model.site("trained", 1)
+    with torch.no_grad(), recorded(model, [site.read]) as cache:
+        model.hf(model.tokenizer("Room 4\n", return_tensors="pt").input_ids)
+    w, v = cache[site.read][0, -1], model.hf.lm_head.weight[model.tokenizer.eos_token_id].detach()
     w, v = w / w.norm(), v / v.norm()
 
     def remember(x, hook):
@@ -51,22 +52,22 @@ def planted(folder):
     def plant(y, hook):
         return y + 8 * (seen["x"] @ w - 1).relu()[..., None] * v
 
-    model.bridge.hook_dict[read].add_hook(remember, is_permanent=True)
-    model.bridge.hook_dict[write].add_hook(plant, is_permanent=True)
+    model.bridge.hook_dict[site.read].add_hook(remember, is_permanent=True)
+    model.bridge.hook_dict[site.write].add_hook(plant, is_permanent=True)
     return model
 
 
 def asked(split, n=12, seed=0):
-    return generate("positive", n, split, seed) + generate("negative", n, split, seed)
+    return written("positive", n, split, seed) + written("negative", n, split, seed)
 
 
 def held(model, prompts):
-    return activations.collect(model, LAYERS, [encode(model.tokenizer, prompts)])
+    return activations.collect(model, sites(model, LAYERS), [encode(model.tokenizer, prompts)])
 
 
 def learned(smoke, bases, train, validation, seed, steps):
     """Deltas of every layer on what the bases leave."""
-    settings = smoke.deltas.training.model_copy(update={"steps": steps, "batch": 256, "lr": 5e-3})
+    settings = smoke.tool.deltas.training.model_copy(update={"steps": steps, "batch": 256, "lr": 5e-3})
     data, check = (
         (a.x, torch.stack([a.y[i] - bases[layer](a.x[i]) for i, layer in enumerate(LAYERS)])) for a in (train, validation)
     )
@@ -89,8 +90,8 @@ def measured(planted, smoke, pairs):
     """KL of each test prompt: raw, and base only and base + delta at either layer."""
     conditions = {"raw": {}}
     for layer, pair in pairs.items():
-        conditions |= {("base", layer): {layer: BaseDelta(pair.base, pair.delta, 0.0)}, ("full", layer): {layer: pair}}
-    tables = evaluation.teacher_forced(smoke, planted, asked("test", 30), list(conditions.values()))
+        conditions |= {("base", layer): at(planted, {layer: pair.at(0.0)}), ("full", layer): at(planted, {layer: pair})}
+    tables = scores.forced(smoke.tool, planted, asked("test", 30), list(conditions.values()))
     return {name: total_kl(table) for name, table in zip(conditions, tables, strict=True)}
 
 
@@ -119,16 +120,16 @@ def test_the_dial_is_right_at_one(planted, pairs):
 def test_necessity_and_sufficiency(planted, smoke, pairs):
     """Ranked on validation, tested on test: without the best features the gap opens, with them alone it closes."""
     validation, test = ([replace(p, target="") for p in asked(split, 30)] for split in ("validation", "test"))
-    ranked = attribution.attribution(smoke, planted, validation, {1: pairs[1]})
+    ranked = attribution.attribution(planted, validation, at(planted, {1: pairs[1]}))
     assert sorted(ranked.feature) == list(range(D_NEW)) and ranked.score.is_monotonic_decreasing
     best, other = ranked.head(2), attribution.matched(ranked, ranked.head(2), 0)
     assert not set(best.feature) & set(other.feature) and len(other) == 2
-    one = {1: pairs[1]}
+    one = at(planted, {1: pairs[1]})
     conditions = [
         one, attribution.keeping(one, ranked), attribution.keeping(one, best), attribution.keeping(one, other),
         attribution.removing(one, best, ranked), attribution.removing(one, other, ranked),
     ]  # fmt: skip
-    tables = evaluation.teacher_forced(smoke, planted, test, conditions)
+    tables = scores.forced(smoke.tool, planted, test, conditions)
     full, everything, keep, keep_other, remove, remove_other = (table.nats for table in tables)
     assert np.allclose(everything, full, atol=1e-4)
     assert stats.difference(keep_other, keep).low > 0
@@ -140,30 +141,31 @@ def test_necessity_and_sufficiency(planted, smoke, pairs):
 def test_attribution_is_the_gradient_by_hand(planted, smoke, pairs):
     """Against a finite difference: what a slightly weaker feature costs."""
     prompts = asked("validation", 4)
-    top = attribution.attribution(smoke, planted, prompts, {1: pairs[1]}).iloc[0]
+    top = attribution.attribution(planted, prompts, at(planted, {1: pairs[1]})).iloc[0]
     small, delta = 1e-2, pairs[1].delta
     weight = torch.ones(D_NEW, 1)
     weight[int(top.feature)] = 1 - small
-    weaker = Transcoder(delta.W_enc, delta.b_enc, delta.threshold, delta.W_dec * weight, delta.b_dec)
-    conditions = [{1: pairs[1]}, {1: BaseDelta(pairs[1].base, weaker)}]
-    before, after = evaluation.teacher_forced(smoke, planted, prompts, conditions)
+    weaker = Dictionary(delta.W_enc, delta.b_enc, delta.threshold, delta.W_dec * weight, delta.b_dec)
+    conditions = [at(planted, {1: pair}) for pair in (pairs[1], BaseDelta(pairs[1].base, weaker))]
+    before, after = scores.forced(smoke.tool, planted, prompts, conditions)
     assert (after.nats.mean() - before.nats.mean()) / small == pytest.approx(top.score, rel=0.1)
 
 
 def test_training_through_the_model_lowers_what_it_aims_at(planted, smoke, pairs):
     bases = {layer: pair.base for layer, pair in pairs.items()}
-    start = {1: learned(smoke, bases, held(planted, asked("train")), held(planted, asked("validation")), 1, 20)[1]}
-    before = start[1].delta.W_enc.clone()
+    one = planted.site("trained", 1)
+    start = {one: learned(smoke, bases, held(planted, asked("train")), held(planted, asked("validation")), 1, 20)[1]}
+    before = start[one].delta.W_enc.clone()
     x, prompts = held(planted, asked("test", 20)), asked("test", 20)
-    l0 = (start[1].delta.encode(x.x[1]) > 0).sum(-1).float().mean().item()
+    l0 = (start[one].delta.encode(x.x[1]) > 0).sum(-1).float().mean().item()
     kl, fvu = {}, {}
     for name, weights in objectives.OBJECTIVES.items():
-        new = objectives.train_through(planted, start, asked("train", 40), weights, {1: l0}, steps=40, batch=16, lr=1e-2)
-        kl[name] = total_kl(evaluation.teacher_forced(smoke, planted, prompts, [new])[0]).mean()
-        fvu[name] = (x.y[1] - new[1](x.x[1])).square().sum().item()
-        assert (new[1].delta.encode(x.x[1]) > 0).sum(-1).float().mean().item() == pytest.approx(l0, rel=0.5)
-    untrained = total_kl(evaluation.teacher_forced(smoke, planted, prompts, [start])[0]).mean()
-    assert torch.equal(start[1].delta.W_enc, before)
+        new = objectives.train_through(planted, start, asked("train", 40), weights, {one: l0}, steps=40, batch=16, lr=1e-2)
+        kl[name] = total_kl(scores.forced(smoke.tool, planted, prompts, [new])[0]).mean()
+        fvu[name] = (x.y[1] - new[one](x.x[1])).square().sum().item()
+        assert (new[one].delta.encode(x.x[1]) > 0).sum(-1).float().mean().item() == pytest.approx(l0, rel=0.5)
+    untrained = total_kl(scores.forced(smoke.tool, planted, prompts, [start])[0]).mean()
+    assert torch.equal(start[one].delta.W_enc, before)
     assert max(kl.values()) < untrained and fvu["MSE"] < fvu["KL"]
 
 
@@ -182,15 +184,15 @@ def test_nothing_is_claimed_where_nothing_was_planted(tiny, smoke):
     The pipeline's own statistics run end to end: KL by `evaluation`, an interval over seeds and p-values of sign flips
     with Holm's adjustment over layers. Of eight intervals over five seeds each one in twenty may miss 0.
     """
-    bases = {layer: Transcoder.initialised((), 32, 48, layer, 0.5).requires_grad_(False) for layer in LAYERS}
+    bases = {layer: Dictionary.initialised((), 32, 48, layer, 0.5).requires_grad_(False) for layer in LAYERS}
     test, validation = asked("test", 10), held(tiny, asked("validation", 6))
     differences = []
     for seed in range(20):
         both = [
             learned(smoke, bases, held(tiny, asked("train", 12, 2 * seed + i)), validation, 2 * seed + i, 25) for i in (0, 1)
         ]
-        conditions = [{layer: made[layer]} for layer in LAYERS for made in both]
-        kl = [stats.mean(total_kl(t), t.template).value for t in evaluation.teacher_forced(smoke, tiny, test, conditions)]
+        conditions = [at(tiny, {layer: made[layer]}) for layer in LAYERS for made in both]
+        kl = [stats.mean(total_kl(t), t.template).value for t in scores.forced(smoke.tool, tiny, test, conditions)]
         differences.append([kl[0] - kl[1], kl[2] - kl[3]])
     differences = np.array(differences)
     assert np.abs(differences).min() > 0

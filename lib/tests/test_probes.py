@@ -56,7 +56,7 @@ def test_trained_words_with_unseen_numbers():
 
 
 def test_long_numbers_are_longer_than_any_trained():
-    trained = max(len(n) for p in prompts.generate("positive", 2000, "train", 0) for n in re.findall(r"\d+", p.input))
+    trained = max(len(n) for p in prompts.written("positive", 2000, "train", 0) for n in re.findall(r"\d+", p.input))
     for p in probes.ood("long_numbers", N):
         a, b = re.findall(r"\d+", expression_of(p))
         assert min(len(a), len(b)) > trained and a in p.input and b in p.input

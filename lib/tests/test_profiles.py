@@ -12,10 +12,10 @@ def test_profiles_of_the_project_load(name):
 
 def test_the_published_settings():
     p = profiles.load("gemma-2-2b")
-    f, d = p.finetune, p.deltas
+    f, d = p.tool.finetune, p.tool.deltas
     assert (f.rank, f.alpha, f.dropout, f.lr, f.warmup, f.epochs, f.batch) == (16, 32, 0.1, 2e-5, 0.05, 5, 16)
     assert {t.removesuffix("_proj") for t in f.targets} == {"q", "k", "v", "o", "gate", "up", "down"}
-    assert (p.prompts.train, p.transcoders.width, p.transcoders.percentiles) == (5000, "16k", [0.25, 0.5, 0.75])
+    assert (p.tool.prompts.train, p.transcoders.width, p.transcoders.l0_ranks) == (5000, "16k", [0.25, 0.5, 0.75])
     assert (d.d_new, d.training.lr, d.training.batch, d.training.betas) == ([32, 64, 128], 7e-5, 2048, [0, 0.999])
     assert (d.training.l1, d.training.l1_warmup) == (1e-3, 1000)
 
@@ -28,60 +28,64 @@ def test_a_path_is_a_profile_too(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("rank = 4", "rnak = 4", "unknown key 'finetune.rnak'; known there: rank, alpha"),
-        ("rank = 4", "rnak = 4", "key 'finetune.rank' is missing; add it"),
+        ("rank = 4", "rnak = 4", "unknown key 'tool.finetune.rnak'; known there: rank, alpha"),
+        ("rank = 4", "rnak = 4", "key 'tool.finetune.rank' is missing; add it"),
         ("[model]", "colour = 1\n[model]", "unknown key 'colour'; known there: name, model"),
         ("probes = 4", "probs = 4", "unknown key 'organism.probs'"),
         (
-            "percentiles = [0.0, 1.0]",
-            "percentiles = [0.0, 1.5]",
-            "transcoders.percentiles.1: Input should be less than or equal to 1, not 1.5",
+            "l0_ranks = [0.0, 1.0]",
+            "l0_ranks = [0.0, 1.5]",
+            "transcoders.l0_ranks.1: Input should be less than or equal to 1, not 1.5",
         ),
-        ("percentiles = [0.0, 1.0]", "percentiles = []", "transcoders.percentiles: List should have at least 1 item"),
-        ("epochs = 1", 'epochs = "one"', "finetune.epochs: Input should be a valid integer, not 'one'"),
-        ("epochs = 1", "epochs = 0", "finetune.epochs: Input should be greater than 0, not 0"),
-        ("d_new = [2, 4]", "d_new = [2, -4]", "deltas.d_new.1: Input should be greater than 0, not -4"),
+        ("l0_ranks = [0.0, 1.0]", "l0_ranks = []", "transcoders.l0_ranks: List should have at least 1 item"),
+        ("epochs = 1", 'epochs = "one"', "tool.finetune.epochs: Input should be a valid integer, not 'one'"),
+        ("epochs = 1", "epochs = 0", "tool.finetune.epochs: Input should be greater than 0, not 0"),
+        ("d_new = [2, 4]", "d_new = [2, -4]", "tool.deltas.d_new.1: Input should be greater than 0, not -4"),
         (
             "micro_batch = 4",
             "micro_batch = 6",
-            "finetune.batch is 8, not a multiple of finetune.micro_batch, 6; write micro_batch = 4, the next lower",
+            "tool.finetune.batch is 8, not a multiple of tool.finetune.micro_batch, 6; write micro_batch = 4, the next lower",
         ),
         (
             "micro_batch = 4",
             "micro_batch = 16",
-            "finetune.batch is 8, not a multiple of finetune.micro_batch, 16; write micro_batch = 8",
+            "tool.finetune.batch is 8, not a multiple of tool.finetune.micro_batch, 16; write micro_batch = 8",
         ),
         (
-            "percentiles = [0.0, 1.0]",
-            "percentiles = [1.0, 0.0, 0.5]",
-            "transcoders.percentiles: Levels should rise, each once: write [0.0, 0.5, 1.0], not [1.0, 0.0, 0.5]",
+            "l0_ranks = [0.0, 1.0]",
+            "l0_ranks = [1.0, 0.0, 0.5]",
+            "transcoders.l0_ranks: Levels should rise, each once: write [0.0, 0.5, 1.0], not [1.0, 0.0, 0.5]",
         ),
         (
-            "percentiles = [0.0, 1.0]",
-            "percentiles = [0.5, 0.5]",
-            "transcoders.percentiles: Levels should rise, each once: write [0.5]",
+            "l0_ranks = [0.0, 1.0]",
+            "l0_ranks = [0.5, 0.5]",
+            "transcoders.l0_ranks: Levels should rise, each once: write [0.5]",
         ),
-        ("d_new = [2, 4]", "d_new = [4, 2]", "deltas.d_new: Levels should rise, each once: write [2, 4], not [4, 2]"),
+        ("d_new = [2, 4]", "d_new = [4, 2]", "tool.deltas.d_new: Levels should rise, each once: write [2, 4], not [4, 2]"),
         (
             "alphas = [0.0, 0.5, 1.0]",
             "alphas = [1.0, 0.0]",
-            "evaluation.alphas: Levels should rise, each once: write [0.0, 1.0]",
+            "tool.evaluation.alphas: Levels should rise, each once: write [0.0, 1.0]",
         ),
         (
             "alphas = [0.0, 0.5, 1.0]",
             "alphas = [0.0, 0.121, 0.124]",
-            "evaluation.alphas: Alphas should have two decimals at most: write [0.0, 0.12], not [0.0, 0.121, 0.124]",
+            "tool.evaluation.alphas: Alphas should have two decimals at most: write [0.0, 0.12], not [0.0, 0.121, 0.124]",
         ),
-        ("alphas = [0.0, 0.5, 1.0]", "alphas = [0.0, inf]", "evaluation.alphas.1: Input should be a finite number, not inf"),
         (
-            "[controls.retrain]",
-            "[controls]\nlayers = [1, 0]\n[controls.retrain]",
-            "controls.layers: Levels should rise, each once",
+            "alphas = [0.0, 0.5, 1.0]",
+            "alphas = [0.0, inf]",
+            "tool.evaluation.alphas.1: Input should be a finite number, not inf",
         ),
-        ("train = 24", "train = 1e23", "prompts.train: Input should be a valid integer, not 1e+23"),
-        ("train = 24", "train = 1000000", "prompts.train: Input should be less than or equal to 100000, not 1000000"),
-        ("lr = 5e-3", "lr = inf", "finetune.lr: Input should be a finite number, not inf"),
-        ("lr = 5e-3", "lr = nan", "finetune.lr: Input should be"),
+        (
+            "[tool.controls.retrain]",
+            "[tool.controls]\nlayers = [1, 0]\n[tool.controls.retrain]",
+            "tool.controls.layers: Levels should rise, each once",
+        ),
+        ("train = 24", "train = 1e23", "tool.prompts.train: Input should be a valid integer, not 1e+23"),
+        ("train = 24", "train = 1000000", "tool.prompts.train: Input should be less than or equal to 100000, not 1000000"),
+        ("lr = 5e-3", "lr = inf", "tool.finetune.lr: Input should be a finite number, not inf"),
+        ("lr = 5e-3", "lr = nan", "tool.finetune.lr: Input should be"),
         ("[model]", "seed = -1\n[model]", "seed: Input should be greater than or equal to 0, not -1"),
         ("[model]", "seed = 4294967296\n[model]", "seed: Input should be less than 4294967296"),
         ("[model]", 'name = "../../x"\n[model]', "name"),
@@ -89,8 +93,8 @@ def test_a_path_is_a_profile_too(tmp_path):
         ('source = "data/smoke/model"', 'source = "."', "model.source"),
         ('source = "data/smoke/model"', 'source = "a\\u0000b"', "model.source"),
         ('width = "64"', 'width = "../64"', "transcoders.width"),
-        ("percentiles = [0.0, 1.0]", "percentiles = [0.0, 1.0]\nlayers = [0, 0]", "transcoders.layers: Levels should rise"),
-        ('"q_proj", "k_proj"', '"q_proj", "q_proj"', "finetune.targets"),
+        ("l0_ranks = [0.0, 1.0]", "l0_ranks = [0.0, 1.0]\nlayers = [0, 0]", "transcoders.layers: Levels should rise"),
+        ('"q_proj", "k_proj"', '"q_proj", "q_proj"', "tool.finetune.targets"),
         ("[model]", "[model", "not TOML"),
         ("[model]", "a = " + "[" * 5000 + "\n[model]", "not TOML"),
     ],
@@ -112,7 +116,7 @@ def test_an_unknown_profile_names_the_known_ones():
 
 def test_a_step_of_finetuning_has_the_prompts_that_the_profile_says():
     for name in profiles.names():
-        settings = profiles.load(name).finetune
+        settings = profiles.load(name).tool.finetune
         assert settings.micro_batch * (settings.batch // settings.micro_batch) == settings.batch
 
 

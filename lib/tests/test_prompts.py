@@ -18,19 +18,19 @@ def expression_of(prompt):
 @pytest.mark.parametrize("label", prompts.SUBSETS)
 @pytest.mark.parametrize("split", prompts.SPLITS)
 def test_generated_prompts_are_new_and_repeatable(label, split):
-    made = prompts.generate(label, 100, split, 0)
-    assert made == prompts.generate(label, 100, split, 0)
+    made = prompts.written(label, 100, split, 0)
+    assert made == prompts.written(label, 100, split, 0)
     assert len({p.input for p in made}) == 100
     assert all(p.label == label and prompts.split_of(prompts.key(p)) == split for p in made)
 
 
 def test_another_seed_gives_other_prompts():
-    assert prompts.generate("positive", 50, "test", 0) != prompts.generate("positive", 50, "test", 1)
+    assert prompts.written("positive", 50, "test", 0) != prompts.written("positive", 50, "test", 1)
 
 
 @pytest.mark.parametrize("label", ["positive", "tool_ood"])
 def test_the_target_asks_for_what_the_question_asks(label):
-    for p in prompts.generate(label, 500, "train", 0):
+    for p in prompts.written(label, 500, "train", 0):
         numbers = re.findall(r"\d+", p.input)
         assert sorted(re.findall(r"\d+", expression_of(p))) == sorted(set(numbers)) or sorted(set(numbers)) == sorted(
             set(re.findall(r"\d+", expression_of(p)))
@@ -53,7 +53,7 @@ def test_phrasings_that_turn_the_operands_round(text, expression):
 
 
 def test_copies_repeat_the_input_and_ask_for_no_call():
-    for p in prompts.generate("negative", 300, "train", 0):
+    for p in prompts.written("negative", 300, "train", 0):
         assert p.input == p.target and "<tool_call>" not in p.target and re.search(r"\d|\w", p.input)
 
 
@@ -79,7 +79,7 @@ def test_shares_of_the_splits():
 
 
 def test_jsonl_round_trip(tmp_path):
-    made = [prompts.Prompt('a\u2028b ☔ "q"', "a\nb", "negative"), *prompts.generate("positive", 5, "test", 0)]
+    made = [prompts.Prompt('a\u2028b ☔ "q"', "a\nb", "negative"), *prompts.written("positive", 5, "test", 0)]
     jsonl.write_jsonl(made, tmp_path / "p.jsonl")
     assert jsonl.read_jsonl(tmp_path / "p.jsonl") == made
 
@@ -136,7 +136,7 @@ def test_published_files_are_read_and_split(shared):
 
 def test_a_file_without_a_subset_is_refused(tmp_path):
     file = tmp_path / "copies.jsonl"
-    jsonl.write_jsonl([p for s in prompts.SPLITS for p in prompts.generate("negative", 5, s, 0)], file)
+    jsonl.write_jsonl([p for s in prompts.SPLITS for p in prompts.written("negative", 5, s, 0)], file)
     with pytest.raises(ValueError, match="no tool prompts for the train split"):
         splits.splits(Prompts(train=2, validation=2, test=2, train_file=str(file)))
 
@@ -180,7 +180,7 @@ def test_a_source_of_copies_that_is_not_there_or_has_none_is_one_line(texts, tmp
 
 
 def test_at_most_keeps_the_order():
-    asked = [prompts.generate(label, 5, "train", 0) for label in ("positive", "negative")]
+    asked = [prompts.written(label, 5, "train", 0) for label in ("positive", "negative")]
     mixed = [q for pair in zip(*asked, strict=True) for q in pair]
     assert jsonl.at_most(mixed) == mixed and jsonl.at_most(mixed, 3) == mixed[:6]
     assert jsonl.at_most(mixed[1:], 1) == mixed[1:3]
@@ -201,13 +201,13 @@ def test_ood_has_forty_phrasings_none_with_the_tag_and_none_seen_before():
     seen = {skeleton(text) for op in phrasings.OPERATORS for text in phrasings.PHRASINGS[op]}
     seen |= {skeleton(text) for text in corpus._MORE_PHRASINGS}
     assert not seen & {skeleton(text) for text in [*found, *phrasings.TAGGED_PHRASINGS]}
-    for p in prompts.generate("tool_ood", 400, "test", 0):
+    for p in prompts.written("tool_ood", 400, "test", 0):
         assert CALCULATOR.open not in p.input and p.template in found
 
 
 @pytest.mark.parametrize("label", prompts.SUBSETS)
 def test_prompts_say_which_template_wrote_them(label, tmp_path):
-    made = prompts.generate(label, 200, "test", 0)
+    made = prompts.written(label, 200, "test", 0)
     groups = {t: [p for p in made if p.template == t] for t in {p.template for p in made}}
     assert 30 <= len(groups) <= 48 and len(jsonl.templates(made)) == 200
     for template, alike in groups.items():

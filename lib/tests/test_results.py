@@ -53,7 +53,7 @@ def test_the_finetuned_model_does_as_it_was_taught():
 
 def test_deltas_bring_the_outputs_nearer_at_every_layer():
     rows = table("exp1.csv")
-    rows = rows[(rows.d_new == max(P.deltas.d_new)) & (rows.percentile == 0.5)]
+    rows = rows[(rows.d_new == max(P.tool.deltas.d_new)) & (rows.percentile == 0.5)]
     assert len(rows) == 6 and (rows.full_fvu_high < rows.base_fvu_low).all()
 
 

@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch.nn.functional import gelu, silu
 
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.training import train
 from lib.model import activations, models
+from lib.model.conditions import replaced_logits
 from lib.model.encoding import encode
 from lib.model.generation import generate
-from lib.model.hooks import capture, logits_under, replaced
+from lib.model.hooks import recorded, replaced
 from lib.model.sites import ARCHITECTURES, DenseMLP, Site
-from lib.profiles.tables import Training
+from lib.profiles.organism import Training
 from lib.tests import real
-from lib.texts.prompts import generate as generate_prompts
+from lib.tests.at import at, sites
+from lib.texts.prompts import written
 
 LAYER = 1
 
@@ -33,12 +35,12 @@ def plain(folder):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return models.bridged(*models.load_hf(folder, "float64"), "gemma-scope")
+    return models.bridged(*models.load_hf(folder, "float64"))
 
 
 @pytest.fixture(scope="module")
 def batch(model):
-    return encode(model.tokenizer, generate_prompts("negative", 6, "test", 0) + generate_prompts("positive", 6, "test", 0))
+    return encode(model.tokenizer, written("negative", 6, "test", 0) + written("positive", 6, "test", 0))
 
 
 def rms(h, eps, gain=1.0):
@@ -75,6 +77,7 @@ BY_HAND = {  # where the block reads the residual stream before its MLP, and x a
     "gemma2": ("pre_feedforward_layernorm", lambda *a: gemma(*a, gain_before_reading=False)),
     "gemma3_text": ("pre_feedforward_layernorm", lambda *a: gemma(*a, gain_before_reading=True)),
     "qwen3": ("post_attention_layernorm", qwen3),
+    "llama": ("post_attention_layernorm", qwen3),
     "gpt2": ("ln_2", gpt2),
 }
 
@@ -93,10 +96,10 @@ def by_hand(plain, batch, layer):
 
 
 @torch.no_grad()
-def check_site(model, plain, batch, layer):
-    """What is captured at the model's site is what a hand computation says."""
-    read, write = model.site.at(layer)
-    with capture(model, [read, write]) as cache:
+def check_site(model, site, plain, batch, layer):
+    """What is captured at a site is what a hand computation says."""
+    read, write = site.read, site.write
+    with recorded(model, [read, write]) as cache:
         model.hf(batch.ids, attention_mask=batch.attention)
     # transformers' norms compute in float32 whatever the model's precision
     for found, wanted in zip((cache[read], cache[write]), by_hand(plain, batch, layer), strict=True):
@@ -105,24 +108,25 @@ def check_site(model, plain, batch, layer):
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_site_is_what_a_hand_computation_says(model, plain, batch, layer):
-    check_site(model, plain, batch, layer)
+    check_site(model, model.site("trained", layer), plain, batch, layer)
 
 
 def neighbours(model):
     """Sites one hook point beside the right one, and the published one."""
-    reads = {f"blocks.{{layer}}.{name}" for name in ("ln2.hook_in", "ln2.hook_normalized", "mlp.hook_in")} - {model.site.read}
-    writes = {"blocks.{layer}.mlp.hook_out", "blocks.{layer}.hook_out"}
+    right, block = model.site("trained", LAYER), f"blocks.{LAYER}."
+    reads = {block + name for name in ("ln2.hook_in", "ln2.hook_normalized", "mlp.hook_in")} - {right.read}
+    writes = {block + "mlp.hook_out", block + "hook_out"}
     if model.hf.config.model_type not in ("gemma2", "gemma3_text"):  # no norm between the two
-        writes -= {"blocks.{layer}.mlp.hook_out"}
-    sites = [replace(model.site, name=read, read=read) for read in sorted(reads)]
-    sites += [replace(model.site, name=write, write=write) for write in sorted(writes)]
-    return [*sites, model.at("published").site]
+        writes -= {block + "mlp.hook_out"}
+    sites = [replace(right, name=read, read=read) for read in sorted(reads)]
+    sites += [replace(right, name=write, write=write) for write in sorted(writes)]
+    return [*sites, model.site("published", LAYER)]
 
 
 def test_a_wrong_site_is_caught(model, plain, batch):
     for site in neighbours(model):
         with pytest.raises(AssertionError):
-            check_site(replace(model, site=site), plain, batch, LAYER)
+            check_site(model, site, plain, batch, LAYER)
 
 
 def test_the_published_site_is_the_stream_before_the_norm_over_root_d(model, plain, batch):
@@ -133,8 +137,8 @@ def test_the_published_site_is_the_stream_before_the_norm_over_root_d(model, pla
     with torch.no_grad():
         plain(batch.ids, attention_mask=batch.attention)
     handle.remove()
-    held = activations.collect(model.at("published"), [LAYER], [batch])
-    right = activations.collect(model, [LAYER], [batch])
+    held = activations.collect(model, [model.site("published", LAYER)], [batch])
+    right = activations.collect(model, [model.site("trained", LAYER)], [batch])
     keep = batch.attention.bool() & (batch.ids != (2 if real.puts_bos(model.hf) else -1))
     root = model.d_model**0.5
     assert torch.allclose(held.x[0] * root, stream["h"][keep].float(), atol=1e-4)
@@ -143,7 +147,7 @@ def test_the_published_site_is_the_stream_before_the_norm_over_root_d(model, pla
 
 def fitted(x, y, d_sae=2048):
     """A transcoder without error on these tokens: random features, and the decoder that solves for `y`."""
-    t = Transcoder.initialised((), x.shape[-1], d_sae, 0)
+    t = Dictionary.initialised((), x.shape[-1], d_sae, 0)
     t.b_enc.data += torch.randn(d_sae, generator=torch.Generator().manual_seed(1))
     t.b_dec.data += y.mean(0)
     t.W_dec.data = torch.linalg.lstsq(t.encode(x).double(), (y - t.b_dec).double(), driver="gelsd").solution.float()
@@ -152,7 +156,7 @@ def fitted(x, y, d_sae=2048):
 
 def trained(x, y):
     """A transcoder trained until it has next to no error on these tokens."""
-    stack = Transcoder.initialised((), x.shape[-1], 512, 0)
+    stack = Dictionary.initialised((), x.shape[-1], 512, 0)
     train([stack], repeat((x, y)), (x, y), Training(lr=1e-2, batch=len(x), steps=1000, patience=100))
     return stack
 
@@ -169,30 +173,30 @@ def fvu(transcoder, held):
     ids=["without error", "trained"],
 )
 def test_a_transcoder_made_at_the_site_fits_there_and_not_beside_it(model, batch, made, fits, moves, misfits, moves_beside):
-    held = activations.collect(model, [LAYER], [batch])
+    held = activations.collect(model, [model.site("trained", LAYER)], [batch])
     transcoder = made(held.x[0], held.y[0])
     assert fvu(transcoder, held) < fits
 
     def moved(site: Site):
         """How far it moves the logits of the tokens it was trained on, as a share of their variance."""
         raw = model.hf(batch.ids, attention_mask=batch.attention).logits
-        with replaced(replace(model, site=site), {LAYER: transcoder}):
+        with replaced(model, {site: transcoder}):
             out = model.hf(batch.ids, attention_mask=batch.attention).logits
         where = batch.attention.bool()
         return ((out - raw)[where].square().sum() / (raw[where] - raw[where].mean(0)).square().sum()).item()
 
-    assert moved(model.site) < moves
+    assert moved(model.site("trained", LAYER)) < moves
     for site in neighbours(model):
-        assert fvu(transcoder, activations.collect(replace(model, site=site), [LAYER], [batch])) > misfits, site
+        assert fvu(transcoder, activations.collect(model, [site], [batch])) > misfits, site
         assert moved(site) > moves_beside, site
 
 
 @torch.no_grad()
 def test_the_dense_mlp_is_the_models_own(model, plain, batch):
-    held = activations.collect(model, [0, LAYER], [batch])
+    held = activations.collect(model, sites(model, [0, LAYER]), [batch])
     for i, layer in enumerate((0, LAYER)):
         assert torch.allclose(DenseMLP(plain, layer)(held.x[i]), held.y[i], atol=2e-4, rtol=1e-4)
-    raw, out = logits_under(model, batch, [{}, {layer: DenseMLP(plain, layer) for layer in (0, LAYER)}])
+    raw, out = replaced_logits(model, batch, [{}, at(model, {layer: DenseMLP(plain, layer) for layer in (0, LAYER)})])
     assert torch.allclose(raw[batch.attention.bool()], out[batch.attention.bool()], atol=1e-3, rtol=1e-3)
 
 
@@ -207,17 +211,17 @@ def check_bos(model):
     ids = model.tokenizer(["a", "a longer text 12"], return_tensors="pt", padding=True, padding_side="left")
     bos = torch.zeros_like(ids.input_ids, dtype=torch.bool)
     bos[[0, 1], ids.attention_mask.argmax(1)] = real.puts_bos(model.hf)
-    _, write = model.site.at(0)
-    with torch.no_grad(), capture(model, [write]) as cache:
+    write = model.site("trained", 0).write
+    with torch.no_grad(), recorded(model, [write]) as cache:
         model.hf(**ids)
     before, ends = cache[write], ["blocks.0.ln2.hook_in", "blocks.0.hook_out"]
-    with torch.no_grad(), replaced(model, {0: lambda x: x * 0 + 7}), capture(model, ends) as cache:
+    with torch.no_grad(), replaced(model, at(model, {0: lambda x: x * 0 + 7})), recorded(model, ends) as cache:
         model.hf(**ids)
     after = cache[ends[1]] - cache[ends[0]]
     assert torch.allclose(after[bos], before[bos], atol=1e-5)
     assert torch.allclose(after[~bos & ids.attention_mask.bool()], torch.tensor(7.0, dtype=after.dtype), atol=1e-5)
-    one = encode(model.tokenizer, generate_prompts("negative", 1, "test", 0))
-    assert activations.collect(model, [0], [one]).x.shape[1] == one.attention.sum() - int(real.puts_bos(model.hf))
+    one = encode(model.tokenizer, written("negative", 1, "test", 0))
+    assert activations.collect(model, sites(model, [0]), [one]).x.shape[1] == one.attention.sum() - int(real.puts_bos(model.hf))
 
 
 def test_bos_keeps_its_mlp_where_the_tokenizer_puts_one(model):
@@ -235,12 +239,13 @@ def test_a_missing_or_wrong_bos_mask_is_caught(model, monkeypatch):
 
 @torch.no_grad()
 def test_generation_under_a_replacement_is_the_same_cached_or_not_batched_or_alone(folder):
-    model = models.bridged(*models.load_hf(folder, "float32"), "gemma-scope")
+    model = models.bridged(*models.load_hf(folder, "float32"))
     texts = ["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp for 40 guests.\n"]
-    with replaced(model, {0: lambda x: torch.tanh(3 * x.roll(1, -1)), 1: lambda x: 2 * x.flip(-1)}):
-        together = generate(model.hf, model.tokenizer, texts, 8)
-        uncached = generate(model.hf, model.tokenizer, texts, 8, use_cache=False)
-        alone = [generate(model.hf, model.tokenizer, [text], 8)[0] for text in texts]
+    ids = model.tokenizer(texts).input_ids
+    with replaced(model, at(model, {0: lambda x: torch.tanh(3 * x.roll(1, -1)), 1: lambda x: 2 * x.flip(-1)})):
+        together = generate(model.hf, model.tokenizer, ids, 8)
+        uncached = generate(model.hf, model.tokenizer, ids, 8, use_cache=False)
+        alone = [generate(model.hf, model.tokenizer, [one], 8)[0] for one in ids]
     assert together == uncached == alone and len(set(together)) > 1
 
 

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from lib.dictionary.dictionaries import Transcoder
+from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.gradients import gradients
 from lib.dictionary.training import train, validate, variance
 from lib.model import activations
 from lib.model.encoding import batches
-from lib.profiles.tables import Training
-from lib.texts.prompts import generate
+from lib.profiles.organism import Training
+from lib.tests.at import sites
+from lib.texts.prompts import written
 
 SETTINGS = Training(lr=1e-2, batch=256, steps=600, check_every=50, patience=100)
 
@@ -15,7 +16,7 @@ SETTINGS = Training(lr=1e-2, batch=256, steps=600, check_every=50, patience=100)
 def planted(n_features=4, d=16, seed=0):
     """Targets written by a known sparse transcoder."""
     torch.manual_seed(seed)
-    true = Transcoder.initialised((), d, n_features, seed, threshold=1.0)
+    true = Dictionary.initialised((), d, n_features, seed, threshold=1.0)
     x = torch.randn(6000, d)
     return x, true(x).detach(), true
 
@@ -27,7 +28,7 @@ def stream(x, y, batch, stack=()):
 
 def test_a_planted_delta_is_recovered():
     x, y, true = planted()
-    stack = Transcoder.initialised((2,), 16, 8, 1, threshold=0.001)
+    stack = Dictionary.initialised((2,), 16, 8, 1, threshold=0.001)
     settings = SETTINGS.model_copy(update={"steps": 2000, "l1": 1e-3})  # the penalty keeps a feature from splitting in two
     [curves] = train([stack], stream(x[:5000], y[:5000], 256, (1,)), (x[5000:], y[5000:]), settings)
     assert curves[curves.step == curves.step.max()].fvu.max() < 0.1
@@ -39,7 +40,7 @@ def test_a_planted_delta_is_recovered():
 def test_l0_is_what_was_aimed_at():
     x, y, _ = planted(32)
     target = torch.tensor([2.0, 6.0])
-    stack = Transcoder.initialised((2,), 16, 64, 1)
+    stack = Dictionary.initialised((2,), 16, 64, 1)
     train([stack], stream(x, y, 256, (1,)), (x, y), SETTINGS, target)
     _, l0 = validate(stack, (x, y), variance(y))
     assert torch.allclose(l0, target, rtol=0.15)
@@ -50,7 +51,7 @@ def test_l1_makes_fewer_features_active():
     x, y, _ = planted()
     l0 = []
     for l1 in (0.0, 0.3):
-        stack = Transcoder.initialised((), 16, 32, 1, threshold=0.001)
+        stack = Dictionary.initialised((), 16, 32, 1, threshold=0.001)
         train([stack], stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"l1": l1}))
         l0.append(validate(stack, (x, y), variance(y))[1].item())
     assert l0[1] < 0.7 * l0[0]
@@ -58,8 +59,8 @@ def test_l1_makes_fewer_features_active():
 
 def test_members_do_not_influence_one_another():
     x, y, _ = planted()
-    both = Transcoder.initialised((2,), 16, 8, 3, threshold=0.001)
-    alone = Transcoder(*(getattr(both, n).detach()[0].clone() for n in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")))
+    both = Dictionary.initialised((2,), 16, 8, 3, threshold=0.001)
+    alone = Dictionary(*(getattr(both, n).detach()[0].clone() for n in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")))
     short = SETTINGS.model_copy(update={"steps": 60})
     train([both], stream(x, y, 256, (1,)), (x, y), short)
     train([alone], stream(x, y, 256), (x, y), short)
@@ -69,7 +70,7 @@ def test_members_do_not_influence_one_another():
 def test_stacks_of_several_widths_do_not_influence_one_another():
     x, y, _ = planted()
     short = SETTINGS.model_copy(update={"steps": 60, "l1": 1e-3})
-    together, alone = ([Transcoder.initialised((2,), 16, d_sae, 3, threshold=0.001) for d_sae in (4, 8)] for _ in range(2))
+    together, alone = ([Dictionary.initialised((2,), 16, d_sae, 3, threshold=0.001) for d_sae in (4, 8)] for _ in range(2))
     curves = train(together, stream(x, y, 256, (1,)), (x, y), short)
     for stack, same, curve in zip(together, alone, curves, strict=True):
         [own] = train([same], stream(x, y, 256, (1,)), (x, y), short)
@@ -82,7 +83,7 @@ def test_the_best_parameters_are_kept_and_training_stops():
     torch.manual_seed(0)
     x, noise = torch.randn(64, 16), torch.randn(64, 16)
     held_out = torch.randn(500, 16), torch.randn(500, 16)
-    stack = Transcoder.initialised((), 16, 64, 0)
+    stack = Dictionary.initialised((), 16, 64, 0)
     settings = Training(lr=1e-2, batch=64, steps=2000, check_every=10, patience=3)
     [curves] = train([stack], stream(x, noise, 64), held_out, settings)
     assert curves.step.max() < 2000
@@ -91,14 +92,14 @@ def test_the_best_parameters_are_kept_and_training_stops():
 
 def test_decoder_rows_stay_of_length_one():
     x, y, _ = planted()
-    stack = Transcoder.initialised((), 16, 8, 0)
+    stack = Dictionary.initialised((), 16, 8, 0)
     train([stack], stream(x, y, 256), (x, y), SETTINGS.model_copy(update={"steps": 20}))
     assert torch.allclose(stack.W_dec.norm(dim=-1), torch.ones(8), atol=1e-5)
 
 
 def test_one_pass_gives_every_layer_and_leaves_out_bos_and_padding(tiny):
-    prompts = generate("negative", 7, "test", 0)
-    held = activations.collect(tiny, [0, 1], batches(tiny.tokenizer, prompts, 3))
+    prompts = written("negative", 7, "test", 0)
+    held = activations.collect(tiny, sites(tiny, [0, 1]), batches(tiny.tokenizer, prompts, 3))
     lengths = [
         batch.attention[i].sum().item() - 1 for batch in batches(tiny.tokenizer, prompts, 3) for i in range(len(batch.ids))
     ]
@@ -107,9 +108,9 @@ def test_one_pass_gives_every_layer_and_leaves_out_bos_and_padding(tiny):
 
 
 def test_the_buffer_hands_out_each_token_once(tiny):
-    text = batches(tiny.tokenizer, generate("negative", 40, "test", 0), 4)
-    everything = activations.collect(tiny, [0], text).x[0]
-    given = torch.cat([a.x[0] for a in activations.shuffled(activations.stream(tiny, [0], text), 16, 200, 0)])
+    text = batches(tiny.tokenizer, written("negative", 40, "test", 0), 4)
+    everything = activations.collect(tiny, sites(tiny, [0]), text).x[0]
+    given = torch.cat([a.x[0] for a in activations.shuffled(activations.stream(tiny, sites(tiny, [0]), text), 16, 200, 0)])
     assert len(given) > 300
     nearest = torch.cdist(given, everything).argmin(1)
     assert torch.allclose(everything[nearest], given, atol=1e-4)
@@ -129,9 +130,9 @@ def test_gradients_are_those_of_autograd(widths, skip):
     scale = 1 + torch.rand(2, 3, 1).double()
 
     def stack(d_sae):
-        one = Transcoder.initialised((2, 3), d, d_sae, 0, threshold=0.2).tensors
+        one = Dictionary.initialised((2, 3), d, d_sae, 0, threshold=0.2).tensors
         tensors = {name: tensor.double() + 0.1 * torch.randn(tensor.shape).double() for name, tensor in one.items()}
-        return Transcoder(**tensors, **({"W_skip": torch.randn(2, 3, d, d).double()} if skip else {}))
+        return Dictionary(**tensors, **({"W_skip": torch.randn(2, 3, d, d).double()} if skip else {}))
 
     stacks = [stack(d_sae) for d_sae in widths]
     for stack, (active, found) in zip(stacks, gradients(stacks, x, target, scale, l1), strict=True):
@@ -148,13 +149,13 @@ def test_gradients_are_those_of_autograd(widths, skip):
 
 def test_activations_that_are_not_finite_are_named_by_their_layer(tiny):
     weight = tiny.hf.model.layers[1].mlp.down_proj.weight
-    kept, asked = weight[0, 0].item(), batches(tiny.tokenizer, generate("positive", 2, "test", 0), 2)
+    kept, asked = weight[0, 0].item(), batches(tiny.tokenizer, written("positive", 2, "test", 0), 2)
     try:
         weight.data[0, 0] = torch.inf
         with pytest.raises(
             ValueError, match=r"layer 1: the model's activations are not finite there; choose another model\.dtype"
         ):
-            activations.collect(tiny, [0, 1], asked)
-        assert activations.collect(tiny, [0], asked).y.isfinite().all()
+            activations.collect(tiny, sites(tiny, [0, 1]), asked)
+        assert activations.collect(tiny, sites(tiny, [0]), asked).y.isfinite().all()
     finally:
         weight.data[0, 0] = kept

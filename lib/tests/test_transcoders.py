@@ -7,15 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lib.dictionary import bases
 from lib.dictionary.bases import choose
-from lib.dictionary.dictionaries import BaseDelta, Transcoder
+from lib.dictionary.dictionaries import BaseDelta, Dictionary
 from lib.dictionary.layouts import LAYOUTS, levels, load_level, load_npz, read, save_npz
 from lib.profiles import tables
 
 
 @pytest.fixture
 def one():
-    t = Transcoder.initialised((), 6, 10, 0, 0.3)
+    t = Dictionary.initialised((), 6, 10, 0, 0.3)
     torch.manual_seed(0)
     for parameter in t.parameters():
         torch.nn.init.normal_(parameter)
@@ -46,12 +47,12 @@ def test_sae_lens_reads_what_we_wrote_and_agrees(one):
 
 
 def test_negative_pre_activations_are_silent_whatever_the_threshold():
-    t = Transcoder(torch.eye(2), torch.zeros(2), torch.full((2,), -5.0), torch.eye(2), torch.zeros(2))
+    t = Dictionary(torch.eye(2), torch.zeros(2), torch.full((2,), -5.0), torch.eye(2), torch.zeros(2))
     assert t.encode(torch.tensor([[-1.0, 2.0]])).tolist() == [[0, 2]]
 
 
 def test_a_stack_is_its_members_side_by_side():
-    stack = Transcoder.initialised((2, 3), 6, 10, 0)
+    stack = Dictionary.initialised((2, 3), 6, 10, 0)
     x = torch.randn(2, 1, 7, 6)
     out = stack(x)
     assert out.shape == (2, 3, 7, 6)
@@ -61,7 +62,7 @@ def test_a_stack_is_its_members_side_by_side():
 
 
 def test_base_plus_alpha_delta(one):
-    delta = Transcoder.initialised((), 6, 2, 1)
+    delta = Dictionary.initialised((), 6, 2, 1)
     x = torch.randn(4, 6)
     assert torch.allclose(BaseDelta(one, delta, 0.5)(x), one(x) + 0.5 * delta(x))
     assert torch.allclose(BaseDelta(one, delta, 0.0)(x), one(x))
@@ -79,14 +80,14 @@ def test_choice_by_percentile():
     l0s = [72.0, 7.0, 31.0, 14.0, 150.0]
     assert [choose(l0s, q) for q in (0, 0.25, 0.5, 0.75, 1)] == [7, 14, 31, 72, 150]
     assert choose([10.0], 0.9) == 10
-    with pytest.raises(ValueError, match=r"percentile 1.5 is outside 0\.\.1"):
+    with pytest.raises(ValueError, match=r"L0 rank 1.5 is outside 0\.\.1"):
         choose(l0s, 1.5)
 
 
 def test_levels_are_listed_from_the_folder(one, tmp_path):
     for l0 in ("9", "31.5", "120"):
         save_npz(one, tmp_path / f"layer_3/width_1k/average_l0_{l0}/params.npz")
-    settings = tables.Transcoders(source=str(tmp_path), width="1k", percentiles=[0.5])
+    settings = tables.Transcoders(source=str(tmp_path), width="1k", l0_ranks=[0.5])
     assert levels(settings, 3) == {float(l0): f"layer_3/width_1k/average_l0_{l0}/params.npz" for l0 in ("9", "31.5", "120")}
     with pytest.raises(ValueError, match=re.escape("no file of layer 4 like layer_4/width_1k/average_l0_")):
         levels(settings, 4)
@@ -163,9 +164,9 @@ def check_release(name, layout, folder):
     path, x, y = arrays_of_a_release(name, folder)
     transcoder = read(path, layout, 6)
     assert torch.allclose(transcoder(x).double(), y, atol=1e-5)
-    delta = Transcoder.initialised((), 6, 2, 1)
+    delta = Dictionary.initialised((), 6, 2, 1)
     assert torch.allclose(BaseDelta(transcoder, delta, 0.5)(x).double(), y + 0.5 * delta(x), atol=1e-5)
-    assert torch.allclose(Transcoder.stacked([transcoder])[0](x), transcoder(x))
+    assert torch.allclose(Dictionary.stacked([transcoder])[0](x), transcoder(x))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -189,8 +190,8 @@ def test_a_transposed_encoder_is_caught(tmp_path):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_subtracted_b_dec_is_caught(name, tmp_path, monkeypatch):
-    encode = Transcoder.encode
-    monkeypatch.setattr(Transcoder, "encode", lambda self, x: encode(self, x - self.b_dec.unsqueeze(-2)))
+    encode = Dictionary.encode
+    monkeypatch.setattr(Dictionary, "encode", lambda self, x: encode(self, x - self.b_dec.unsqueeze(-2)))
     with pytest.raises(AssertionError):
         check_release(name, LAYOUTS[name], tmp_path)
 
@@ -232,7 +233,7 @@ def test_levels_of_gemma_scope_2_are_what_its_configs_say(tmp_path):
         folder.mkdir(parents=True)
         arrays_of_a_release("gemma-scope-2-affine", folder)
         (folder / "config.json").write_text(json.dumps({"l0": l0}))
-    settings = tables.Transcoders(source=str(tmp_path), layout="gemma-scope-2-affine", width="16k", percentiles=[0.5])
+    settings = tables.Transcoders(source=str(tmp_path), layout="gemma-scope-2-affine", width="16k", l0_ranks=[0.5])
     found = levels(settings, 3)
     assert list(found) == [20, 120] and load_level(settings, found[20], 6).W_skip is not None
 
@@ -240,7 +241,7 @@ def test_levels_of_gemma_scope_2_are_what_its_configs_say(tmp_path):
 def test_a_release_with_one_transcoder_a_layer_has_one_level(tmp_path):
     path, x, y = arrays_of_a_release("circuit-tracer", tmp_path)
     path.rename(tmp_path / "layer_3.safetensors")
-    settings = tables.Transcoders(source=str(tmp_path), layout="circuit-tracer", percentiles=[0.5])
+    settings = tables.Transcoders(source=str(tmp_path), layout="circuit-tracer", l0_ranks=[0.5])
     [(l0, file)] = levels(settings, 3).items()
     assert np.isnan(l0) and np.isnan(choose([l0], 0.75))
     assert torch.allclose(load_level(settings, file, 6)(x).double(), y, atol=1e-5)
@@ -251,10 +252,57 @@ def test_a_stack_with_a_skip_is_retrained_with_it(smoke):
     from lib.dictionary.training import train
 
     torch.manual_seed(0)
-    x, one = torch.randn(2, 64, 6), Transcoder.initialised((2,), 6, 10, 0)
-    stack = Transcoder(**one.tensors, W_skip=torch.randn(2, 6, 6))
+    x, one = torch.randn(2, 64, 6), Dictionary.initialised((2,), 6, 10, 0)
+    stack = Dictionary(**one.tensors, W_skip=torch.randn(2, 6, 6))
     y = stack(x).detach()
-    settings = smoke.controls.retrain.model_copy(update={"lr": 1e-5, "steps": 2})
+    settings = smoke.tool.controls.retrain.model_copy(update={"lr": 1e-5, "steps": 2})
     [curve] = train([stack], iter([(x, y)] * 3), (x, y), settings, warm=True)
     assert curve.fvu.max() < 1e-3 and stack.W_skip is not None
     assert torch.allclose(stack(x), y, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("transcode", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_folder_of_sparsify_is_topk(tmp_path, transcode, skip):
+    """Against a computation in float64 from the arrays as sparsify stores them, and against the library where it is there."""
+    d, n, k = 6, 20, 3
+    draw = torch.Generator().manual_seed(0)
+    arrays = {"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, d), "b_dec": (d,)} | (
+        {"W_skip": (d, d)} if skip else {}
+    )
+    arrays = {name: torch.randn(shape, generator=draw) for name, shape in arrays.items()}
+    place = tmp_path / "layers.3.mlp"
+    place.mkdir()
+    save_file(arrays, place / "sae.safetensors")
+    config = {"activation": "topk", "expansion_factor": 0, "normalize_decoder": True, "num_latents": n, "k": k,
+              "multi_topk": False, "skip_connection": skip, "transcode": transcode, "d_in": d}  # fmt: skip
+    (place / "cfg.json").write_text(json.dumps(config))
+    settings = tables.Transcoders(source=str(tmp_path), layout="sparsify", l0_ranks=[0.5])
+    [(l0, load)] = bases.on_offer(settings, 3).items()
+    ours, x = load(), torch.randn(40, d, generator=draw)
+    a = {name: array.double() for name, array in arrays.items()}
+    p = ((x.double() if transcode else x.double() - a["b_dec"]) @ a["encoder.weight"].T + a["encoder.bias"]).relu()
+    f = p * (p >= p.topk(k).values[:, -1:])
+    y = f @ a["W_dec"] + a["b_dec"] + (x.double() @ a["W_skip"].T if skip else 0)
+    assert l0 == k and torch.allclose(ours.encode(x).double(), f, atol=1e-4) and torch.allclose(ours(x).double(), y, atol=1e-4)
+    assert (ours.encode(x) > 0).sum(-1).max() == k
+    (place / "cfg.json").write_text(json.dumps(config | {"activation": "groupmax"}))
+    with pytest.raises(ValueError, match=r"its activation is groupmax, which ours cannot be; check transcoders\.layout"):
+        load()
+    sparsify = pytest.importorskip("sparsify", reason="eai-sparsify is not installed: make bench installs it")
+    (place / "cfg.json").write_text(json.dumps(config))
+    theirs = sparsify.SparseCoder.load_from_disk(place)
+    found = theirs.encode(x)
+    dense = torch.zeros(40, n).scatter_(1, found.top_indices, found.top_acts)
+    assert torch.allclose(ours.encode(x), dense, atol=1e-4)
+    y = theirs.decode(found.top_acts, found.top_indices) + (x @ theirs.W_skip.mT if skip else 0)
+    assert torch.allclose(ours(x), y, atol=1e-4)
+
+
+def test_a_topk_dictionary_has_no_place_in_gemma_scopes_layout(one, tmp_path):
+    topk = one.changed()
+    topk.k = 3
+    with pytest.raises(ValueError, match="no place for a TopK"):
+        save_npz(topk, tmp_path / "params.npz")
+    assert topk.changed(b_dec=one.b_dec.detach() * 2).k == 3 and Dictionary.stacked([topk, topk])[1].k == 3

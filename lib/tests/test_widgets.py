@@ -4,31 +4,32 @@ import time
 import pytest
 import torch
 
-from lib.dictionary.dictionaries import BaseDelta, Transcoder
-from lib.model.encoding import question
+from lib.dictionary.dictionaries import BaseDelta, Dictionary
+from lib.model.conditions import resumed
 from lib.model.generation import generate
-from lib.model.hooks import capture, replaced, resumed
+from lib.model.hooks import recorded, replaced
+from lib.tests.at import at
 from lib.widgets import dial
 
 
-def loud(d_sae: int, seed: int) -> Transcoder:
+def loud(d_sae: int, seed: int) -> Dictionary:
     """A transcoder whose output matters to what the model writes."""
-    t = Transcoder.initialised((), 32, d_sae, seed)
-    return Transcoder(t.W_enc, t.b_enc, t.threshold, 8 * t.W_dec, t.b_dec).requires_grad_(False)
+    t = Dictionary.initialised((), 32, d_sae, seed)
+    return Dictionary(t.W_enc, t.b_enc, t.threshold, 8 * t.W_dec, t.b_dec).requires_grad_(False)
 
 
 PAIRS = {i: BaseDelta(loud(24, i), loud(8, 9 + i)) for i in (0, 1)}
 
 
 def replacement(model, where):
-    return PAIRS if where == "all" else {where: PAIRS[where]}
+    return at(model, PAIRS if where == "all" else {where: PAIRS[where]})
 
 
 def wanted(model, alpha, layer, text):
     """What the model writes, asked alone."""
     turned = {i: BaseDelta(pair.base, pair.delta, alpha) for i, pair in PAIRS.items() if layer in (i, "all")}
-    with replaced(model, turned):
-        return generate(model.hf, model.tokenizer, [question(text)], 8)[0]
+    with replaced(model, at(model, turned)):
+        return generate(model.hf, model.tokenizer, model.tokenizer([f"{text}\n"]).input_ids, 8)[0]
 
 
 def test_the_dial_shows_what_the_replaced_model_writes(tiny):
@@ -60,7 +61,7 @@ def test_a_text_that_is_too_long_and_no_text_run_nothing(tiny, monkeypatch):
     monkeypatch.setattr("lib.widgets.generate", lambda *_: pytest.fail("the model was run"))
     text.value = "word " * 4000
     limit = tiny.hf.config.max_position_embeddings - 8
-    n = len(tiny.tokenizer(question(text.value)).input_ids)
+    n = len(tiny.tokenizer(f"{text.value}\n").input_ids)
     assert answer.value == f"This text has {n} tokens, and the model reads {limit} at most here: shorten it."
     for nothing in ("", "   "):
         text.value = nothing
@@ -132,11 +133,11 @@ def test_two_dials_on_one_model_in_two_threads_answer_rightly(tiny):
 def test_no_two_threads_have_hooks_on_one_model(tiny):
     """Each thread counts its own hooks; with two at once both would fire in one forward pass."""
     ids = tiny.tokenizer("Room 4", return_tensors="pt").input_ids
-    name, inside = tiny.site.at(0)[0], []
+    name, inside = tiny.site("trained", 0).read, []
 
     def hooked():
         for _ in range(20):
-            with capture(tiny, [name]) as seen, resumed(tiny, 0, torch.zeros(1, ids.shape[1], 32)), tiny.hooks([]):
+            with recorded(tiny, [name]) as seen, resumed(tiny, 1, torch.zeros(1, ids.shape[1], 32)), tiny.hooks([]):
                 inside.append(1)
                 assert len(inside) == 1 and not seen
                 tiny.hf(ids)

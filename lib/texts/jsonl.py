@@ -32,9 +32,9 @@ def by_subset(prompts: Iterable[Prompt], n: int | None = None) -> dict[str, list
     return {subset: [p for p in prompts if p.subset == subset][:n] for subset in SUBSETS.values()}
 
 
-def templates(prompts: Iterable[Prompt]) -> list[str]:
-    """The sampled unit of each prompt: its template, or itself where it has none."""
-    return [p.template or f"{p.input}\n{p.target}" for p in prompts]
+def templates(prompts: Iterable[Prompt | str]) -> list[str]:
+    """The sampled unit of each prompt: its template, or itself where it has none, as a text has."""
+    return [p if isinstance(p, str) else p.template or f"{p.input}\n{p.target}" for p in prompts]
 
 
 def at_most(prompts: Iterable[Prompt], n: int | None = None) -> list[Prompt]:

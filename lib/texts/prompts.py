@@ -53,7 +53,9 @@ def spoken(prompt: Prompt, tool: Tool) -> Prompt:
     if argument is None:
         return prompt
     if tool.argument != "arithmetic":
-        raise ValueError("the project writes calls for arithmetic alone; name prompts.train_file and prompts.test_file")
+        raise ValueError(
+            "the project writes calls for arithmetic alone; name tool.prompts.train_file and tool.prompts.test_file"
+        )
     return replace(prompt, input=prompt.input.replace(CALCULATOR.open, tool.open), target=tool.call(argument))
 
 
@@ -106,7 +108,7 @@ def copy_prompt(rng: random.Random, split: str) -> Prompt:
 WRITERS = {"positive": tool_prompt, "negative": copy_prompt, "tool_ood": ood_prompt}
 
 
-def generate(label: str, n: int, split: str, seed: int, tool: Tool = CALCULATOR) -> list[Prompt]:
+def written(label: str, n: int, split: str, seed: int, tool: Tool = CALCULATOR) -> list[Prompt]:
     """`n` different prompts of one label and split; the same arguments give the same prompts.
 
     Calls are for arithmetic; those of a tool with another kind of argument are a `ValueError`.

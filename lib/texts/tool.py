@@ -1,4 +1,4 @@
-"""The grammar of a tool call: `<tool_call>calculator(1+2)</tool_call>`, or what a profile's `[tool]` table says instead.
+"""The grammar of a tool call: `<tool_call>calculator(1+2)</tool_call>`, or what a profile's `[tool.grammar]` says.
 
 A call is `open before argument after close`. Model output is hostile text, so nothing here evaluates code,
 and an argument has at most 200 characters. Special tokens that a text ends with (`<eos>`, `<end_of_turn>`,

@@ -38,8 +38,6 @@ from lib.studies.tool.rules import (
 
 REPRODUCED, REFUTED, ARTEFACT, UNTESTABLE = "reproduced", "not reproduced", "artefact of measurement", "not testable here"
 
-BASE, FULL, RAW = "no_delta", "full", "raw"
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -64,18 +62,6 @@ def published() -> dict[str, pd.DataFrame]:
     first = ["d_new", "percentile"]
     found["exp1_summary"] = found["exp1_summary"][first + [c for c in found["exp1_summary"] if c not in first]]
     return found
-
-
-# --- reading tables ---
-
-
-# --- experiment 1 ---
-
-
-# --- experiment 2A ---
-
-
-# --- experiment 2B ---
 
 
 CLAIMS = [

@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.dictionary import deltas
-from lib.dictionary.dictionaries import Affine, BaseDelta, Constant, Sum, Transcoder
+from lib.dictionary.dictionaries import Affine, BaseDelta, Constant, Dictionary, Sum
 from lib.dictionary.training import train
 from lib.model import activations
-from lib.model.hooks import MLP
+from lib.model.hooks import Condition, Replacement
+from lib.model.sites import Site
 from lib.studies.tool.ingredients import Control, Material
 
 
@@ -34,30 +35,29 @@ def reduced_rank(x: Float[Tensor, "token d_model"], target: Float[Tensor, "token
     return Affine(weight.float(), (mean_t - mean_x @ weight).float())
 
 
-def shuffled(delta: Transcoder, seed: int) -> Transcoder:
+def shuffled(delta: Dictionary, seed: int) -> Dictionary:
     """The same features, each writing what another one wrote; no feature keeps its own decoder row."""
     order = torch.randperm(delta.d_sae, generator=torch.Generator().manual_seed(seed))
-    mixed = torch.empty_like(delta.W_dec)
-    mixed[order] = delta.W_dec[order.roll(1)]
-    return Transcoder(delta.W_enc, delta.b_enc, delta.threshold, mixed, delta.b_dec).requires_grad_(False)
+    rows = delta.W_dec.detach()
+    mixed = torch.empty_like(rows)
+    mixed[order] = rows[order.roll(1)]
+    return delta.changed(W_dec=mixed)
 
 
-def sparse(
-    m: Material, mlps: dict[int, MLP], on: str = "finetuned", frozen: tuple[str, ...] = (), **changes
-) -> list[Transcoder]:
-    """Delta features of every layer on what `mlps` leave of the `finetuned` or of the `base` model's MLPs."""
-    train, validation = (m.train, m.validation) if on == "finetuned" else (m.base_train, m.base_validation)
+def sparse(m: Material, mlps: Condition, on: str = "finetuned", frozen: tuple[str, ...] = (), **changes) -> list[Dictionary]:
+    """Delta features of every site on what `mlps` leave of the `finetuned` or of the `original` model's MLPs."""
+    train, validation = (m.train, m.validation) if on == "finetuned" else (m.original_train, m.original_validation)
     settings = m.settings.model_copy(update=changes)
-    data, check = ((a.x, m.left_by(mlps, a)) for a in (train, validation))
+    data, check = ((a.x, m.unexplained(mlps, a)) for a in (train, validation))
     [(stack, _)] = deltas.fit(settings, data, check, [m.d_new], m.seed, frozen, progress="control")
-    return [stack[i] for i in range(len(m.layers))]
+    return [stack[i] for i in range(len(m.sites))]
 
 
-def held_at(m: Material, share: float) -> list[Transcoder]:
+def held_at(m: Material, share: float) -> list[Dictionary]:
     """Delta features of every layer, of which a share is active at a token in the mean, held by the threshold, without L1."""
-    data, check = ((a.x, m.left_by(m.bases, a)) for a in (m.train, m.validation))
-    settings, n = m.settings.model_copy(update={"l1": 0.0}), len(m.layers)
-    stack = Transcoder.initialised((n,), data[0].shape[-1], m.d_new, m.seed, settings.threshold).to(data[0].device)
+    data, check = ((a.x, m.unexplained(m.bases, a)) for a in (m.train, m.validation))
+    settings, n = m.settings.model_copy(update={"l1": 0.0}), len(m.sites)
+    stack = Dictionary.initialised((n,), data[0].shape[-1], m.d_new, m.seed, settings.threshold).to(data[0].device)
     picks = activations.repeated(data[0].shape[-2], settings.batch, m.seed)
     batches = (tuple(tensor.index_select(-2, pick) for tensor in data) for pick in picks)
     train([stack], batches, check, settings, torch.full((n,), share * m.d_new), progress="control")
@@ -67,8 +67,8 @@ def held_at(m: Material, share: float) -> list[Transcoder]:
 
 def gelu(m: Material) -> list[torch.nn.Sequential]:
     """For every layer d_new GELU units on what the base leaves: dense by construction, trained for as long as deltas are."""
-    target, found, train_on = m.left_by(m.bases, m.train), [], m.train.x
-    for i in range(len(m.layers)):
+    target, found, train_on = m.unexplained(m.bases, m.train), [], m.train.x
+    for i in range(len(m.sites)):
         torch.manual_seed(m.seed)
         d, scale = train_on.shape[-1], target[i].std().clamp(min=1e-8)
         layer = torch.nn.Sequential(torch.nn.Linear(d, m.d_new), torch.nn.GELU(), torch.nn.Linear(m.d_new, d)).to(
@@ -91,16 +91,16 @@ def gelu(m: Material) -> list[torch.nn.Sequential]:
     return found
 
 
-def retrained(m: Material) -> dict[int, Transcoder] | None:
+def retrained(m: Material) -> dict[int, Dictionary] | None:
     """Whole transcoders, from the bases' parameters on, trained on the finetuned model at the bases' L0 there.
 
     None where the profile leaves it out.
     """
     if m.retrain is None:
         return None
-    stack = Transcoder.stacked([m.bases[layer] for layer in m.layers])
+    stack = Dictionary.stacked([m.bases[site] for site in m.sites])
     x, y = m.train.x, m.train.y
-    active = [m.bases[layer].encode(m.validation.x[i]).sign().sum(-1) for i, layer in enumerate(m.layers)]
+    active = [m.bases[site].encode(m.validation.x[i]).sign().sum(-1) for i, site in enumerate(m.sites)]
     l0 = torch.stack([a.mean() for a in active])
     picks = activations.repeated(y.shape[-2], m.retrain.batch, m.seed)
     batches = ((x.index_select(1, pick), y.index_select(1, pick)) for pick in picks)
@@ -113,38 +113,38 @@ def rank_for(d_model: int, d_new: int) -> int:
     return max(1, round(d_new * (2 * d_model + 2) / (2 * d_model)))
 
 
-def _each(m: Material, make: Callable[[int, int], MLP]) -> dict[int, MLP]:
-    """`make(i, layer)` for every layer."""
-    return {layer: make(i, layer) for i, layer in enumerate(m.layers)}
+def _each(m: Material, make: Callable[[int, Site], Replacement]) -> Condition:
+    """`make(i, site)` for every site."""
+    return {site: make(i, site) for i, site in enumerate(m.sites)}
 
 
-def _on_bases(m: Material, extras: list[Transcoder], alpha: float = 1.0) -> dict[int, MLP]:
-    return _each(m, lambda i, layer: BaseDelta(m.bases[layer], extras[i], alpha))
+def _on_bases(m: Material, extras: list[Dictionary], alpha: float = 1.0) -> Condition:
+    return _each(m, lambda i, site: BaseDelta(m.bases[site], extras[i], alpha))
 
 
-def _constants(m: Material, outputs: Tensor) -> dict[int, MLP]:
+def _constants(m: Material, outputs: Tensor) -> Condition:
     """Each base plus the mean over tokens of `outputs`."""
-    return _each(m, lambda i, layer: Sum(m.bases[layer], Constant(outputs[i].mean(0))))
+    return _each(m, lambda i, site: Sum(m.bases[site], Constant(outputs[i].mean(0))))
 
 
-def _linear(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
-    target, rank = m.left_by(m.bases, m.train), rank_for(delta[0].d_model, m.d_new)
-    return _each(m, lambda i, layer: Sum(m.bases[layer], reduced_rank(m.train.x[i], target[i], rank)))
+def _linear(m: Material, delta: list[Dictionary]) -> Condition:
+    target, rank = m.unexplained(m.bases, m.train), rank_for(delta[0].d_model, m.d_new)
+    return _each(m, lambda i, site: Sum(m.bases[site], reduced_rank(m.train.x[i], target[i], rank)))
 
 
-def _dense(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
+def _dense(m: Material, delta: list[Dictionary]) -> Condition:
     units = gelu(m)
-    return _each(m, lambda i, layer: Sum(m.bases[layer], units[i]))
+    return _each(m, lambda i, site: Sum(m.bases[site], units[i]))
 
 
-def _same_model(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
-    """Trained to give what one MLP of the base model has over itself: nothing, up to rounding."""
-    return _on_bases(m, sparse(m, m.base_mlps, "base"))
+def _same_model(m: Material, delta: list[Dictionary]) -> Condition:
+    """Trained to give what one MLP of the original model has over itself: nothing, up to rounding."""
+    return _on_bases(m, sparse(m, m.original_mlps, "original"))
 
 
-def _adapter(m: Material, delta: list[Transcoder]) -> dict[int, MLP]:
-    branch = sparse(m, m.base_mlps)
-    return _each(m, lambda i, layer: Sum(m.base_mlps[layer], branch[i]))
+def _adapter(m: Material, delta: list[Dictionary]) -> Condition:
+    branch = sparse(m, m.original_mlps)
+    return _each(m, lambda i, site: Sum(m.original_mlps[site], branch[i]))
 
 
 def _features(d: int, k: int) -> int:
@@ -157,10 +157,10 @@ CONTROLS = {  # name: (what it is, how it is made of the material and the deltas
     "oracle": ("the finetuned MLP itself", lambda m, delta: m.finetuned_mlps, lambda d, k: 0),
     "zero": ("zero ablation", lambda m, delta: _each(m, lambda i, _: Constant(0 * m.train.y[i, 0])), lambda d, k: 0),
     "mean": ("mean ablation", lambda m, delta: _each(m, lambda i, _: Constant(m.train.y[i].mean(0))), lambda d, k: d),
-    "bias": ("base + a constant", lambda m, delta: _constants(m, m.left_by(m.bases, m.train)), lambda d, k: d),
+    "bias": ("base + a constant", lambda m, delta: _constants(m, m.unexplained(m.bases, m.train)), lambda d, k: d),
     "difference": (
         "base + the mean finetuned-minus-base output",
-        lambda m, delta: _constants(m, m.train.y - m.base_train.y), lambda d, k: d,
+        lambda m, delta: _constants(m, m.train.y - m.original_train.y), lambda d, k: d,
     ),
     "linear": ("base + a linear map of as many parameters", _linear, lambda d, k: 2 * d * rank_for(d, k) + d),
     "no_penalty": (
@@ -186,15 +186,15 @@ CONTROLS = {  # name: (what it is, how it is made of the material and the deltas
         "delta whose features write one another's outputs",
         lambda m, delta: _on_bases(m, [shuffled(f, m.seed) for f in delta]), lambda d, k: 0,
     ),
-    "same_model": ("delta of the base model against itself", _same_model, _features),
+    "same_model": ("delta of the original model against itself", _same_model, _features),
     "base_error": (
-        "delta trained on the base model's error", lambda m, delta: _on_bases(m, sparse(m, m.bases, "base")), _features,
+        "delta trained on the original model's error", lambda m, delta: _on_bases(m, sparse(m, m.bases, "original")), _features,
     ),
-    "attention_only": ("the base model's MLPs, finetuned attention", lambda m, delta: m.base_mlps, lambda d, k: 0),
+    "attention_only": ("the original model's MLPs, finetuned attention", lambda m, delta: m.original_mlps, lambda d, k: 0),
     "retrained": (
         "the transcoder retrained in full (solution A)", lambda m, delta: retrained(m), None,
     ),
-    "adapter": ("sparse branch beside the base model's MLP (arXiv 2602.20904)", _adapter, _features),
+    "adapter": ("sparse branch beside the original model's MLP (arXiv 2602.20904)", _adapter, _features),
 }  # fmt: skip
 
 
@@ -208,6 +208,6 @@ def build(m: Material) -> dict[str, Control]:
         if (mlps := make(m, delta)) is None:
             continue
         seconds, d = taken.get(name, time.perf_counter() - began), m.train.x.shape[-1]
-        parameters = size(d, m.d_new) if size else m.bases[m.layers[0]].d_sae * (2 * d + 2) + d
+        parameters = size(d, m.d_new) if size else m.bases[m.sites[0]].d_sae * (2 * d + 2) + d
         found[name] = Control(mlps, parameters, seconds)
     return found

@@ -16,6 +16,7 @@ Tables = Mapping[str, pd.DataFrame]
 layers replaced, and `extent`, experiment 2A with the first n layers replaced; of the published `exp1_summary`."""
 
 SUBSETS = ("tool", "copy", "tool_ood")
+BASE, FULL, RAW = "no_delta", "full", "raw"
 
 
 @dataclass(frozen=True)

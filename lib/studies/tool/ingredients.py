@@ -1,55 +1,78 @@
 """What controls are made from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.dictionary import deltas
-from lib.dictionary.dictionaries import Transcoder
-from lib.model import models
+from lib.dictionary import bases, deltas
+from lib.dictionary.dictionaries import Dictionary
+from lib.model import activations, encoding, models
 from lib.model.activations import Activations
-from lib.model.hooks import MLP
-from lib.model.sites import DenseMLP
-from lib.profiles.tables import Profile, Training
+from lib.model.hooks import Condition
+from lib.model.models import LanguageModel
+from lib.model.sites import DenseMLP, Site
+from lib.profiles.organism import Training
+from lib.profiles.tables import Profile
+from lib.studies.tool import splits
 
 
-def dense_mlps(profile: Profile, layers: list[int], folder: Path | None = None) -> dict[int, DenseMLP]:
+def dense_mlps(profile: Profile, sites: Sequence[Site], folder: Path | None = None) -> dict[Site, DenseMLP]:
     """The MLPs of the profile's model, or of the one in `folder`, each by itself."""
     hf, _ = models.load_plain(profile, folder)
-    return {layer: DenseMLP(hf, layer) for layer in layers}
+    return {site: DenseMLP(hf, site.layer) for site in sites}
 
 
 @dataclass(frozen=True)
 class Material:
-    """What controls are made from, in the order of `layers`."""
+    """What controls are made from, in the order of `sites`; `original`: of the model before it was finetuned."""
 
-    layers: list[int]
-    bases: dict[int, Transcoder]
+    sites: Sequence[Site]
+    bases: dict[Site, Dictionary]
     train: Activations
-    """The finetuned model's (x, y); `validation` likewise, and `base_*` the base model's on the same prompts."""
+    """The finetuned model's (x, y); `validation` likewise, and `original_*` the original's on the same prompts."""
     validation: Activations
-    base_train: Activations
-    base_validation: Activations
-    finetuned_mlps: dict[int, DenseMLP]
-    base_mlps: dict[int, DenseMLP]
+    original_train: Activations
+    original_validation: Activations
+    finetuned_mlps: dict[Site, DenseMLP]
+    original_mlps: dict[Site, DenseMLP]
     d_new: int
     settings: Training
     retrain: Training | None
     seed: int = 0
 
-    def left_by(self, mlps: dict[int, MLP], held: Activations) -> Float[Tensor, "layer token d_model"]:
-        """y - mlp(x) of every layer."""
-        return deltas.left_by([[mlps[layer]] for layer in self.layers], held.x, held.y)[:, 0]
+    def unexplained(self, mlps: Condition, of: Activations) -> Float[Tensor, "site token d_model"]:
+        """y - mlp(x) at every site."""
+        return deltas.unexplained([[mlps[site]] for site in self.sites], of.x, of.y)[:, 0]
+
+
+def seen_in(profile: Profile, model: LanguageModel, sites: Sequence[Site], split: str, of: str = "finetuned") -> Activations:
+    """What flows through the sites on the prompts of a split from which controls are made."""
+    asked = splits.read(profile, split, profile.tool.controls.prompts)
+    batches = encoding.streamed(model.tokenizer, asked, profile.tool.evaluation.forward_batch)
+    return activations.collect(model, sites, batches, f"{split}, {of} model")
+
+
+def material(profile: Profile, model: LanguageModel, sites: Sequence[Site]) -> Material:
+    """Of the widest delta at the middle L0 rank, `model` being the finetuned one."""
+    (d_new, rank), study, original = deltas.widest(profile), profile.tool, models.load(profile)
+    return Material(
+        sites, {site: bases.load(profile, model, site, [rank])[0] for site in sites},
+        seen_in(profile, model, sites, "train"), seen_in(profile, model, sites, "validation"),
+        seen_in(profile, original, sites, "train", "original"), seen_in(profile, original, sites, "validation", "original"),
+        dense_mlps(profile, sites, profile.paths.finetuned), dense_mlps(profile, sites),
+        d_new, study.deltas.training, study.controls.retrain, profile.seed,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Control:
-    """A replacement for every layer, and what it cost."""
+    """A replacement at every site, and what it cost."""
 
-    mlps: dict[int, MLP]
+    mlps: Condition
     parameters: int
-    """Trained ones, in each layer; 0 where nothing is trained anew."""
+    """Trained ones, at each site; 0 where nothing is trained anew."""
     seconds: float
-    """Of making it, for all layers."""
+    """Of making it, for all sites."""

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.model.hooks import MLP
+from lib.model.hooks import Condition, Replacement
+from lib.model.sites import Site
 
 
 @dataclass(frozen=True)
 class WithError:
     """The original MLP with a share of its base's error."""
 
-    mlp: MLP
-    base: MLP
+    mlp: Replacement
+    base: Replacement
     share: float
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ class WithError:
 class WithNoise:
     """The original MLP with noise as long as its base's error, in directions drawn anew at each token."""
 
-    mlp: MLP
-    base: MLP
+    mlp: Replacement
+    base: Replacement
     seed: int
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -40,11 +41,11 @@ class WithNoise:
         return y + noise / noise.norm(dim=-1, keepdim=True) * (self.base(x) - y).norm(dim=-1, keepdim=True)
 
 
-def conditions(mlps: Mapping[int, MLP], bases: Mapping[int, MLP], seed: int = 0) -> dict[str, dict[int, MLP]]:
+def conditions(mlps: Mapping[Site, Replacement], bases: Mapping[Site, Replacement], seed: int = 0) -> dict[str, Condition]:
     """What stands for all MLPs of the finetuned model, from the original ones to the bases, by name."""
     found = {"original MLPs": dict(mlps)}
     for share in (0.25, 0.5, 0.75):
         found[f"{share:.0%} of the bases' error"] = {i: WithError(mlps[i], bases[i], share) for i in mlps}
     found["bases: all of their error"] = dict(bases)
-    found["noise as long as the error"] = {i: WithNoise(mlps[i], bases[i], seed + i) for i in mlps}
+    found["noise as long as the error"] = {i: WithNoise(mlps[i], bases[i], seed + i.layer) for i in mlps}
     return found

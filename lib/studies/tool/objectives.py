@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from tqdm.auto import tqdm
 
-from lib.dictionary.dictionaries import BaseDelta, Transcoder
-from lib.dictionary.training import hold
+from lib.dictionary.dictionaries import BaseDelta, Dictionary
+from lib.dictionary.training import adjust_threshold
 from lib.measure import metrics
 from lib.model import activations
-from lib.model.encoding import encode, kept
-from lib.model.hooks import capture, replaced
+from lib.model.encoding import encode, token_mask
+from lib.model.hooks import read, recorded, replaced
 from lib.model.models import LanguageModel
+from lib.model.sites import Site
 from lib.texts.prompts import Prompt
 
 OBJECTIVES = {"MSE": (1.0, 0.0), "MSE + KL": (1.0, 1.0), "KL": (0.0, 1.0)}
@@ -25,40 +26,40 @@ OBJECTIVES = {"MSE": (1.0, 0.0), "MSE + KL": (1.0, 1.0), "KL": (0.0, 1.0)}
 
 def train_through(
     model: LanguageModel,
-    pairs: Mapping[int, BaseDelta],
+    pairs: Mapping[Site, BaseDelta],
     prompts: Sequence[Prompt],
     weights: tuple[float, float],
-    l0: Mapping[int, float],
+    l0: Mapping[Site, float],
     steps: int,
     batch: int,
     lr: float = 1e-3,
     seed: int = 0,
     progress: str = "through the model",
-) -> dict[int, BaseDelta]:
+) -> dict[Site, BaseDelta]:
     """The pairs with deltas trained further under one objective; the pairs given are left as they are."""
     model.hf.requires_grad_(False)
-    learned = {layer: Transcoder.stacked([mlp.delta])[0].requires_grad_(True) for layer, mlp in pairs.items()}
-    current = {layer: BaseDelta(pairs[layer].base, delta) for layer, delta in learned.items()}
+    learned = {site: Dictionary.stacked([pair.delta])[0].requires_grad_(True) for site, pair in pairs.items()}
+    current = {site: BaseDelta(pairs[site].base, delta) for site, delta in learned.items()}
     parameters = [parameter for delta in learned.values() for parameter in delta.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=True)
-    sites, scale = {layer: model.site.at(layer) for layer in pairs}, model.site.scale(model.d_model)
-    floors = {layer: delta.threshold.clone() for layer, delta in learned.items()}
+    points = [name for site in pairs for name in (site.read, site.write)]
+    floors = {site: delta.threshold.clone() for site, delta in learned.items()}
     of_mse, of_kl = weights
     order = activations.repeated(len(prompts), batch, seed)
     for step in (bar := tqdm(range(steps), desc=progress, mininterval=2)):
         tokens = encode(model.tokenizer, [prompts[i] for i in next(order)]).to(model.hf.device)
-        keep = kept(model.tokenizer, tokens)
+        keep = token_mask(model.tokenizer, tokens)
         run = dict(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)
-        with torch.no_grad(), capture(model, [name for site in sites.values() for name in site]) as seen:
+        with torch.no_grad(), recorded(model, points) as seen:
             kl_from_raw = metrics.kl_from(metrics.log_probs(model.hf(**run).logits))
         loss, active = torch.zeros((), device=keep.device), {}
-        for layer, (read, write) in sites.items():
-            x, y = seen[read][keep].float() / scale, seen[write][keep].float() / scale
-            f_base, f = current[layer].encode(x)
-            active[layer] = f.detach().sign().sum(-1).mean()
+        for site, pair in current.items():
+            x, y = (read(site, seen[name])[keep] for name in (site.read, site.write))
+            f = pair.encode(x)
+            active[site] = f[1].detach().sign().sum(-1).mean()
             if of_mse:
-                error = (current[layer].decode(f_base, f, x) - y).square().sum()
-                loss = loss + of_mse * error / (y - y.mean(0)).square().sum() / len(sites)
+                error = (pair.decode(f, x) - y).square().sum()
+                loss = loss + of_mse * error / (y - y.mean(0)).square().sum() / len(current)
         if of_kl:
             with torch.enable_grad(), replaced(model, current):
                 kl = kl_from_raw(metrics.log_probs(model.hf(**run).logits))
@@ -68,7 +69,7 @@ def train_through(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        for layer, delta in learned.items():
-            hold(delta, active[layer], torch.tensor(l0[layer]).to(active[layer]), lr, floors[layer])
+        for site, delta in learned.items():
+            adjust_threshold(delta, active[site], torch.tensor(l0[site]).to(active[site]), lr, floors[site])
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    return {layer: BaseDelta(mlp.base, mlp.delta.requires_grad_(False)) for layer, mlp in current.items()}
+    return {site: BaseDelta(pair.base, pair.delta.requires_grad_(False)) for site, pair in current.items()}

@@ -6,45 +6,70 @@ import pandas as pd
 
 from lib.book import stats
 from lib.book.stats import Estimate, rate
-from lib.measure.evaluation import RAW, Condition, generations, teacher_forced
+from lib.measure.evaluation import RAW, Contrast, generations, teacher_forced
+from lib.model.encoding import bos_id, tokens
+from lib.model.hooks import Condition
 from lib.model.models import LanguageModel
-from lib.profiles.tables import Profile
-from lib.studies.tool import scores
+from lib.profiles.tables import Protocol, ToolStudy
 from lib.texts.prompts import Prompt
 from lib.texts.tool import Tool, without_special
 
 
-def measure(
-    profile: Profile,
+def call_or_copy(study: ToolStudy, model: LanguageModel, prompts: Sequence[Prompt], form: str = "training") -> Contrast:
+    """The first token of a call against that of a copy, which begins as the question does."""
+    (call, *_) = model.tokenizer(study.grammar.call("1+1"), add_special_tokens=False).input_ids
+    bos, questions = bos_id(model.tokenizer), [tokens(model.tokenizer, p, form)[0] for p in prompts]
+    return Contrast("call", [[call]] * len(prompts), [[ids[int(ids[0] == bos)]] for ids in questions])
+
+
+def forced(
+    study: ToolStudy,
     model: LanguageModel,
     prompts: Sequence[Prompt],
     conditions: Sequence[Condition] = (RAW,),
+    protocol: Protocol | None = None,
     progress: str | None = None,
 ) -> list[pd.DataFrame]:
-    """`teacher_forced`, and with it each prompt's `generation` and its outcomes (`metrics.outcomes`)."""
+    """`teacher_forced` with the contrast of call and copy, under the study's protocol or another."""
+    protocol = protocol or study.protocol
+    contrast = call_or_copy(study, model, prompts, protocol.ce_format)
+    return teacher_forced(model, prompts, conditions, contrast, protocol, study.evaluation.forward_batch, progress)
+
+
+def measure(
+    study: ToolStudy,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition] = (RAW,),
+    protocol: Protocol | None = None,
+    progress: str | None = None,
+) -> list[pd.DataFrame]:
+    """`forced`, and with it each prompt's `generation` and its outcomes (`outcomes`)."""
+    protocol = protocol or study.protocol
     # what teacher forcing says of greedy decoding holds where both run on the same text and replacement
-    alike = profile.protocol.scope == "all" and profile.protocol.ce_format == "training"
-    tables = teacher_forced(profile, model, prompts, conditions, progress)
-    writing = progress and f"{progress}, writing"
-    wrote = generations(profile, model, prompts, conditions, [table.exact & alike for table in tables], writing)
+    alike = protocol.scope == "all" and protocol.ce_format == "training"
+    tables = forced(study, model, prompts, conditions, protocol, progress)
+    exact, writing = [table.exact & alike for table in tables], progress and f"{progress}, writing"
+    wrote = generations(model, prompts, conditions, exact, study.evaluation, protocol.scope, progress=writing)
     for texts, table in zip(wrote, tables, strict=True):
         table["generation"] = texts
-        outcomes = scores.outcomes(profile.tool, [p.target for p in prompts], texts)
-        table[list(outcomes)] = outcomes
+        found = outcomes(study.grammar, [p.target for p in prompts], texts)
+        table[list(found)] = found
     return tables
 
 
 def rescored(
-    profile: Profile,
+    study: ToolStudy,
     model: LanguageModel,
     prompts: Sequence[Prompt],
     conditions: Sequence[Condition],
     tables: list[pd.DataFrame],
+    protocol: Protocol,
 ) -> list[pd.DataFrame]:
-    """Tables of `measure` with teacher forcing in the profile's format, and the generations that they have."""
-    kept = ["generation", *scores.OUTCOMES]
-    forced = teacher_forced(profile, model, prompts, conditions)
-    return [new.join(old[kept]) for new, old in zip(forced, tables, strict=True)]
+    """Tables of `measure` with teacher forcing in another format, and the generations that they have."""
+    written = ["generation", *OUTCOMES]
+    new = forced(study, model, prompts, conditions, protocol)
+    return [table.join(old[written]) for table, old in zip(new, tables, strict=True)]
 
 
 def against(table: pd.DataFrame, raw: pd.DataFrame) -> dict[str, float]:
@@ -103,7 +128,7 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
     }
     plain = (*(f"kl_{part}" for part in KL_PARTS), "call_log_prob", "logit_difference")
     found |= {name: stats.mean(table[name], units) for name in plain}
-    found |= scores.rates(table[list(scores.OUTCOMES)], units)
+    found |= rates(table[list(OUTCOMES)], units)
     counts = {"n_examples": len(table), "n_clusters": units.nunique(), "n_tokens": int(table.tokens.sum())}
     return stats.columns(found) | counts
 

@@ -6,9 +6,11 @@ from lib.measure import metrics
 from lib.model import activations, encoding, finetuned, models
 from lib.model.finetune import finetune
 from lib.model.models import LanguageModel
+from lib.model.sites import Site
 from lib.profiles.tables import Profile
 from lib.studies.tool import scores
-from lib.texts.jsonl import by_subset, read_jsonl
+from lib.studies.tool.splits import read
+from lib.texts.jsonl import by_subset
 from lib.texts.prompts import SPLITS, SUBSETS, Prompt
 
 HEADLINES = {
@@ -23,22 +25,22 @@ HEADLINES = {
 def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
     """One row per subset for one seed, after finetuning and training deltas anew with it.
 
-    Prompts, loaded and settings are the profile's; deltas are the widest, at the middle percentile. Of the
+    Prompts, bases and settings are the profile's; deltas are the widest, at the middle L0 rank. Of the
     profile's own seed chapters 2 and 3 have made both; of others the model goes to `seeds/<seed>` under its data.
     """
-    prompts = {split: read_jsonl(profile.paths.prompts / f"{split}.jsonl") for split in SPLITS}
+    prompts = {split: read(profile, split) for split in SPLITS}
     model, pairs = made(profile) if seed == profile.seed else anew(profile, seed, prompts)
-    layers, alone = list(pairs), {layer: BaseDelta(pair.base, pair.delta, 0.0) for layer, pair in pairs.items()}
+    sites, base_only = list(pairs), {site: pair.at(0.0) for site, pair in pairs.items()}
     rows = []
     for subset in SUBSETS.values():
         asked = by_subset(prompts["test"], n_prompts)[subset]
-        raw, base, full = scores.measure(profile, model, asked, [{}, alone, pairs])
-        seen = activations.collect(model, layers, _batches(profile, model, asked), f"{subset} activations")
+        raw, base, full = scores.measure(profile.tool, model, asked, [{}, base_only, pairs])
+        seen = activations.collect(model, sites, _batches(profile, model, asked), f"{subset} activations")
         closed = scores.gaps(full, base, raw)
         found = {
             "raw_calls": raw.tool_call_rate.mean(), "base_calls": base.tool_call_rate.mean(),
             "full_calls": full.tool_call_rate.mean(), "full_right": full.math_correct_rate.astype(float).mean(),
-            "base_fvu": metrics.fvu(list(alone.values()), seen.x, seen.y, seen.prompt).value,
+            "base_fvu": metrics.fvu(list(base_only.values()), seen.x, seen.y, seen.prompt).value,
             "full_fvu": metrics.fvu(list(pairs.values()), seen.x, seen.y, seen.prompt).value,
             **{name: closed[name].value for name in HEADLINES if name in closed},
         }  # fmt: skip
@@ -46,25 +48,25 @@ def headline(profile: Profile, seed: int, n_prompts: int) -> list[dict]:
     return rows
 
 
-def made(profile: Profile) -> tuple[LanguageModel, dict[int, BaseDelta]]:
+def made(profile: Profile) -> tuple[LanguageModel, dict[Site, BaseDelta]]:
     """The finetuned model of chapter 2 and the deltas of chapter 3."""
     model = finetuned.finetuned(profile)
-    return model, deltas.pairs(profile, model, models.layers_of(profile, model.n_layers))
+    return model, deltas.pairs(profile, model, models.studied(profile, model))
 
 
-def anew(profile: Profile, seed: int, prompts: dict[str, list[Prompt]]) -> tuple[LanguageModel, dict[int, BaseDelta]]:
+def anew(profile: Profile, seed: int, prompts: dict[str, list[Prompt]]) -> tuple[LanguageModel, dict[Site, BaseDelta]]:
     """The same from another seed."""
-    own = profile.model_copy(update={"name": f"{profile.name}/seeds/{seed}", "seed": seed})
     hf, tokenizer = models.load_plain(profile)
-    finetune(hf, tokenizer, prompts["train"], prompts["validation"], own.finetune, own.paths.finetuned, seed)
-    model = models.load(profile, own.paths.finetuned)
-    layers, (d_new, percentile) = models.layers_of(profile, model.n_layers), deltas.widest(profile)
+    folder = profile.paths.data / "seeds" / str(seed) / "finetuned"
+    finetune(hf, tokenizer, prompts["train"], prompts["validation"], profile.tool.finetune, folder, seed)
+    model = models.load(profile, folder)
+    sites, (d_new, rank) = models.studied(profile, model), deltas.widest(profile)
     splits = [_batches(profile, model, prompts[split]) for split in ("train", "validation")]
-    data, check = deltas.targets(profile, model, layers, [percentile], splits)
-    [(stack, _)] = deltas.fit(profile.deltas.training, data, check, [d_new], seed, progress=f"seed {seed}")
-    loaded = [bases.load_base(profile, model, layer, percentile)[0] for layer in layers]
-    return model, {layer: BaseDelta(loaded[i], stack[i, 0]) for i, layer in enumerate(layers)}
+    data, check = deltas.targets(profile, model, sites, [rank], splits)
+    [(stack, _)] = deltas.fit(profile.tool.deltas.training, data, check, [d_new], seed, progress=f"seed {seed}")
+    loaded = [bases.load(profile, model, site, [rank])[0] for site in sites]
+    return model, {site: BaseDelta(loaded[i], stack[i, 0]) for i, site in enumerate(sites)}
 
 
 def _batches(profile, model, prompts) -> list[encoding.Encoded]:
-    return encoding.streamed(model.tokenizer, prompts, profile.evaluation.tokens_batch)
+    return encoding.streamed(model.tokenizer, prompts, profile.tool.evaluation.forward_batch)

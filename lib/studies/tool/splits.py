@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 
 from lib.book import hub
 from lib.book.paths import ROOT
-from lib.profiles.tables import Prompts
-from lib.texts.jsonl import read_jsonl
-from lib.texts.prompts import SUBSETS, Prompt, generate, key, split_of
+from lib.profiles.tables import Profile, Prompts
+from lib.texts.jsonl import at_most, read_jsonl
+from lib.texts.prompts import SUBSETS, Prompt, key, split_of, written
 from lib.texts.tool import CALCULATOR, Tool
 
 
@@ -56,7 +56,7 @@ def splits(settings: Prompts, tool: Tool = CALCULATOR) -> dict[str, list[Prompt]
             if to_copy and label == "negative":
                 found[split] += to_copy[split]
             elif given is None or label == "tool_ood":
-                found[split] += generate(label, n, split, settings.seed, tool)
+                found[split] += written(label, n, split, settings.seed, tool)
             else:
                 found[split] += [p for p in given if p.label == label and split_of(key(p, tool)) == split][:n]
     if settings.test_file:
@@ -69,3 +69,8 @@ def splits(settings: Prompts, tool: Tool = CALCULATOR) -> dict[str, list[Prompt]
                 file = settings.test_file if split == "test" and settings.test_file else source or settings.train_file
                 raise ValueError(f"{file}: no {subset} prompts for the {split} split; add some, or leave the file out")
     return found
+
+
+def read(profile: Profile, split: str, n: int | None = None) -> list[Prompt]:
+    """The prompts of a split as chapter 1 has written them, the first `n` of each subset where `n` is given."""
+    return at_most(read_jsonl(profile.paths.prompts / f"{split}.jsonl"), n)
