@@ -27,7 +27,6 @@ REAL = {  # profile: what it is a model of, how its transcoders are released, an
     "gemma-3-270m": ("gemma3_text", real.gemma_scope_2, [10.0, 60.0]),
     "qwen3-0.6b": ("qwen3", real.circuit_tracer, [float("nan")]),
 }
-SIZES = ("prompts", "finetune", "deltas", "evaluation")  # tables whose numbers, and lists of them, are the smoke profile's
 LESS = {"train": 12, "validation": 4, "test": 4, "alphas": [0.0, 1.0], "steps": 8, "patience": 1}
 C4 = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 
@@ -60,9 +59,9 @@ def start(name: str, folder: Path) -> tuple[tables.Profile, subprocess.Popen]:
     for key, write in (("model", functools.partial(real.save, model_type, ends=3.0)), ("transcoders", release)):
         real.repository(cache, table[key]["source"], write, table[key]["revision"])
     real.repository(cache, "allenai/c4", real.c4, C4, "datasets")
-    for key in ("transcoders", "controls"):
-        table.get(key, {}).pop("layers", None)  # all of a small model
-    sized = {key: smaller(value, small[key]) if key in SIZES else value for key, value in table.items()}
+    for layered in (table["transcoders"], table["tool"].get("controls", {})):
+        layered.pop("layers", None)  # all of a small model
+    sized = table | {"tool": smaller(table["tool"], small["tool"])}  # numbers, and lists of them, are the smoke profile's
     file = folder / f"test-{name}.toml"
     file.write_text(toml(sized))
     environment = os.environ | {
