@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.score import score
+from lib.score import main, score
 from lib.studies.tool.scores import outcomes
 from lib.texts.jsonl import write_jsonl
 from lib.texts.tool import CALCULATOR
@@ -41,14 +41,23 @@ def test_no_expression_is_null(tmp_path):
     assert found["math_correct_rate"] is None and found["math_correct_rate_low"] is None
 
 
-def command(file):
-    return subprocess.run([sys.executable, "-m", "lib.score", str(file)], capture_output=True, text=True)
+def refused(file) -> str:
+    """What the command ends with."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["score", str(file)])
+        main()
+    return end.value.code
 
 
-def test_the_command_prints_one_object(tmp_path):
+def test_the_command_prints_one_object_or_one_line(tmp_path):
     file = tmp_path / "g.jsonl"
     write_jsonl(rows((CALCULATOR.call("1+2"), CALCULATOR.call("1+2"))), file)
-    assert json.loads(command(file).stdout)["math_correct_rate"] == 1
+    good, bad = (
+        subprocess.run([sys.executable, "-m", "lib.score", str(f)], capture_output=True, text=True)
+        for f in (file, tmp_path / "none.jsonl")
+    )
+    assert json.loads(good.stdout)["math_correct_rate"] == 1
+    assert bad.returncode == 1 and "no such file" in bad.stderr and bad.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -66,19 +75,13 @@ def test_the_command_prints_one_object(tmp_path):
 def test_a_bad_file_is_one_line(tmp_path, text, message):
     file = tmp_path / "bad.jsonl"
     file.write_text(text)
-    result = command(file)
-    assert result.returncode != 0 and message in result.stderr and str(file) in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-def test_a_missing_file_is_one_line(tmp_path):
-    result = command(tmp_path / "none.jsonl")
-    assert "no such file" in result.stderr and result.stderr.count("\n") == 1
+    said = refused(file)
+    assert message in said and str(file) in said and "\n" not in said
 
 
 def test_a_folder_is_one_line(tmp_path):
-    result = command(tmp_path)
-    assert f"{tmp_path}: a folder, where a file is needed" in result.stderr and result.stderr.count("\n") == 1
+    said = refused(tmp_path)
+    assert f"{tmp_path}: a folder, where a file is needed" in said and "\n" not in said
 
 
 def test_published_prompts_scored_against_themselves(shared, tmp_path):
@@ -145,8 +148,7 @@ def test_hostile_logs_are_scored_at_once(tmp_path):
     many = ["<tool_call>calculator(" * 20_000 + CALL, "(" * 100_000, CALL + "<eos>" * 20_000, CALL + " " * 200_000 + "<eos>",
             CALCULATOR.call("(" * 199), "<tool_call>calculator(" + "(1)" * 20_000 + ")</tool_call>"]  # fmt: skip
     write_jsonl(rows(*((CALL, text) for text in many)), file := tmp_path / "g.jsonl")
-    result = command(file)
-    assert result.returncode == 0 and json.loads(result.stdout)["math_correct_n"] == len(many)
+    assert score(file)["math_correct_n"] == len(many)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
