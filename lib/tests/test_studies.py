@@ -1,0 +1,38 @@
+"""A study is a table of a profile: without it its chapters are left out, and asked for by name they say so."""
+
+import shutil
+
+import pytest
+
+from lib import profiles
+from lib.book.paths import NOTEBOOKS
+from lib.run import run
+from lib.tests.test_make import make
+
+
+@pytest.fixture
+def without(tmp_path):
+    """`smoke` without the study of a tool."""
+    text = (profiles.FOLDER / "smoke.toml").read_text()
+    file = tmp_path / "no-study.toml"
+    file.write_text(text[: text.index("[tool.prompts]")] + text[text.index("[organism]") :])
+    profile = profiles.load(str(file))
+    yield file, profile
+    for made in (profile.paths.data, profile.paths.build, profile.paths.figures):
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def test_a_study_without_a_table_is_left_out_with_one_line(without):
+    file, profile = without
+    profile.paths.build.mkdir(parents=True)
+    (profile.paths.build / "base").touch()
+    said = make("-n", "all", f"PROFILE={file}").stdout
+    assert "-m lib.run" not in said
+    assert "for study in tool;" in said and "for study in ;" in make("-n", "all", "PROFILE=smoke").stdout
+
+
+def test_its_chapters_say_so_when_they_are_asked_for(without):
+    file, _ = without
+    with pytest.raises(ValueError, match=r"has no table \[tool\], which 01_prompts is about; add it") as error:
+        run(NOTEBOOKS / "01_prompts.ipynb", str(file), {})
+    assert "\n" not in str(error.value)
