@@ -160,13 +160,15 @@ def test_cached_or_not_batched_or_alone(folder, name):
     model = models.bridged(*models.load_hf(folder, "float32"))
     site = model.site(name, LAYER)
     one = sae(model.width(site))
-    asked = model.tokenizer(["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp.\n"]).input_ids
+    asked, wrote = model.tokenizer(["What is 12 plus 30?\n", "a", "Room 4, floor 3: quiet lamp.\n"]).input_ids, set()
     for context in (lambda: replaced(model, {site: one}), lambda: edited(model, {site: one}, half)):
         with context():
             together = generate(model.hf, model.tokenizer, asked, 8)
             uncached = generate(model.hf, model.tokenizer, asked, 8, use_cache=False)
             alone = [generate(model.hf, model.tokenizer, [ids], 8)[0] for ids in asked]
-        assert together == uncached == alone and len(set(together)) > 1
+        assert together == uncached == alone
+        wrote |= set(together)
+    assert len(wrote) > 1 or wrote != set(generate(model.hf, model.tokenizer, asked, 8))
 
 
 def test_recording_stops_early_and_hooks_are_gone_after_an_exception(model, batch):

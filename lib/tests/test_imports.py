@@ -159,7 +159,7 @@ def test_levels_of_sae_lens_folders_are_told_by_their_l0(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
-        ("temporal", {}, "a temporal dictionary computes what ours cannot"),
+        ("matching_pursuit", {}, "a matching_pursuit dictionary computes what ours cannot"),
         ("transcoder", {"normalize_activations": "layer_norm"}, "normalize_activations is layer_norm"),
     ],
 )
@@ -317,7 +317,7 @@ def test_what_the_study_fused_holds_the_same_delta(study, tmp_path):
         with torch.no_grad():
             assert torch.allclose(found(x), delta(x), atol=1e-5)
         with pytest.raises(ValueError) as error:
-            elsewhere.load_delta(str(source), 1, 4, 1.0, bases[1])
+            elsewhere.load_delta(str(source), 1, 4, 1.0, both[1])
         one_line(error, str(source), "another base")
 
 

@@ -128,6 +128,9 @@ def test_a_pickle_is_never_opened(tmp_path):
 # --- the files of other releases, and the affine skip ---
 
 
+RELU = [name for name, layout in LAYOUTS.items() if layout.folded is None]
+
+
 def arrays_of_a_release(layout, folder):
     """One file as the release has it, with random numbers; and x and y of its formula, summed by hand in float64."""
     torch.manual_seed(0)
@@ -169,7 +172,7 @@ def check_release(name, layout, folder):
     assert torch.allclose(Dictionary.stacked([transcoder])[0](x), transcoder(x))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", RELU)
 def test_every_release_is_read_as_it_computes(name, tmp_path):
     check_release(name, LAYOUTS[name], tmp_path)
 
@@ -188,7 +191,7 @@ def test_a_transposed_encoder_is_caught(tmp_path):
         check_release("circuit-tracer", replace(LAYOUTS["circuit-tracer"], transposed=()), tmp_path)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", RELU)
 def test_a_subtracted_b_dec_is_caught(name, tmp_path, monkeypatch):
     encode = Dictionary.encode
     monkeypatch.setattr(Dictionary, "encode", lambda self, x: encode(self, x - self.b_dec.unsqueeze(-2)))
