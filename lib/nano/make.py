@@ -109,14 +109,15 @@ def check(profile: Profile) -> None:
     config = files.json_object(hub.file(source, "config.json", revision))
     site(config["model_type"], "trained", 0, config["hidden_size"])
     tokenizer = load_tokenizer(source, revision)
-    for layer in layers_of(profile, config["num_hidden_layers"]):
-        bases.on_offer(profile.transcoders, layer)
     if profile.tool:
         call = profile.tool.grammar.call("1+1")
         if call not in (back := tokenizer.decode(tokenizer(call).input_ids, skip_special_tokens=True)):
             raise ValueError(
                 f"{source}: its tokenizer reads the call {call} back as {back}; choose other tags in [tool.grammar]"
             )
+    for layer in layers_of(profile, config["num_hidden_layers"]):
+        bases.on_offer(profile.transcoders, layer)
+    if profile.tool:
         control_layers(profile, config["num_hidden_layers"])
 
 

@@ -179,7 +179,7 @@ def test_an_affine_skip_goes_along_or_is_refused(job, x, tmp_path):
     job = replace(job, deltas=[with_skip(delta) for delta in job.deltas])
     pair = job.deltas[1].load()
     right = pair(x)
-    assert (right - pair.decode(*pair.encode(x), 0 * x)).abs().max() > 1
+    assert (right - pair.decode(pair.encode(x), 0 * x)).abs().max() > 1
     export.export(job, "hub", tmp_path / "hub")
     assert release.SKIP in (tmp_path / "hub/README.md").read_text()
     theirs = SAE.load_from_disk(tmp_path / "hub" / PLACE / "base_plus_delta_alpha_0.5")

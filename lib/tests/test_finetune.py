@@ -5,6 +5,7 @@ import torch
 from peft import LoraModel
 
 from lib.model import adapters, finetune, models
+from lib.tests.at import other
 from lib.texts.prompts import written
 
 
@@ -81,9 +82,8 @@ def test_an_adapter_on_a_tied_embedding_is_refused_before_work(folder, smoke, ta
     settings = smoke.tool.finetune.model_copy(update={"targets": ["q_proj", target]})
     with pytest.raises(ValueError, match=rf"tool.finetune.targets: {target} is tied .* leave it out"):
         adapters.with_lora(models.load_hf(folder, "float32")[0], settings)
-    profile = smoke.model_copy(update={
-        "model": smoke.model.model_copy(update={"source": str(folder)}), "finetune": settings,
-    })  # fmt: skip
+    model = smoke.model.model_copy(update={"source": str(folder)})
+    profile = other(smoke.model_copy(update={"model": model}), finetune=settings)
     with pytest.raises(ValueError, match=rf"tool.finetune.targets: {target} is tied"):
         adapters.check(profile)
 

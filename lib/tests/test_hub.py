@@ -16,7 +16,7 @@ from tokenizers.normalizers import Replace
 
 from lib import profiles
 from lib.book import hub
-from lib.book.paths import ROOT
+from lib.book.paths import ROOT, Paths
 from lib.dictionary import bases
 from lib.dictionary.bases import choose
 from lib.dictionary.layouts import levels
@@ -121,7 +121,7 @@ def test_levels_are_listed_on_the_hub_and_one_is_fetched_and_then_found_without_
     assert ask(LEVELS, offline=True).strip() == wanted
 
 
-SAY = "from lib import hub\ntry:\n    {}\nexcept ValueError as error:\n    print(error)"
+SAY = "from lib.book import hub\ntry:\n    {}\nexcept ValueError as error:\n    print(error)"
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,11 @@ def test_make_says_that_the_licence_is_missing_before_anything_else(ask, tmp_pat
     text = (profiles.FOLDER / "gemma-2-2b.toml").read_text()
     for name, source in (("google/gemma-2-2b", GATED), ("google/gemma-scope-2b-pt-transcoders", OPEN)):
         text = text.replace(f'"{name}"', f'"{source}"')
-    file = tmp_path / "mine.toml"
+    file = tmp_path / "licence-missing.toml"
     file.write_text(re.sub(r"(?m)^revision = .*$", "", text))
+    shutil.rmtree(Paths(file.stem).data, ignore_errors=True)
     said = ask(f"import sys; sys.argv[1:] = ['--profile', '{file}']; from lib.nano.make import main; main()").strip()
+    shutil.rmtree(Paths(file.stem).data)
     assert said.startswith(f"{GATED}: accept its licence at") and "\n" not in said
     assert not [path for path in ask.asked if path.endswith((".safetensors", ".npz"))]
 
@@ -274,4 +276,4 @@ def test_a_folder_serves_as_the_cache_does(name, kind, release, cache, tmp_path)
         with torch.no_grad():
             found.append((model.hf(ids).logits, torch.stack([base(x) for base in loaded]), str(l0s)))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]
-    assert all((base.W_skip is not None) == (kind == "gemma3_text") for base, _ in loaded)
+    assert all((base.W_skip is not None) == (kind == "gemma3_text") for base in loaded)

@@ -102,7 +102,7 @@ def test_comments_and_docstrings_of_lib_count_for_nothing(tmp_path):
 
     plain = of('"""One."""\nx = 1\n')
     assert of('"""Two."""\n\nx = 1  # said\n') == plain and of('"""One."""\nx = 2\n') != plain
-    assert of('"""One."""\nfrom lib import stats\nx = 1\n') != plain
+    assert of('"""One."""\nfrom lib.book import stats\nx = 1\n') != plain
 
 
 def test_values_tensors_and_settings_are_told_apart(smoke):

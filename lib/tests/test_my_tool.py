@@ -127,10 +127,10 @@ def test_hostile_text_is_counted_and_nothing_hangs(tool):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('argument = "text"', 'argument = "json"', "tool.argument: Input should be 'arithmetic' or 'text', not 'json'"),
-        ('open = "<search>"', 'open = ""', "tool.open: String should match pattern"),
-        ('open = "<search>"', 'open = "<search> "', "tool.open: String should match pattern"),
-        ('before = ""', 'befor = ""', "unknown key 'tool.befor'; known there: open, close, before, after, argument"),
+        ('argument = "text"', 'argument = "json"', "tool.grammar.argument: Input should be 'arithmetic' or 'text', not 'json'"),
+        ('open = "<search>"', 'open = ""', "tool.grammar.open: String should match pattern"),
+        ('open = "<search>"', 'open = "<search> "', "tool.grammar.open: String should match pattern"),
+        ('before = ""', 'befor = ""', "unknown key 'tool.grammar.befor'; known there: open, close, before, after, argument"),
         ("train_file", "# train_file", "the project writes arithmetic alone; name your tool.prompts.train_file"),
         ("test_file", "# test_file", "the project writes arithmetic alone; name your tool.prompts.test_file"),
     ],
@@ -164,7 +164,7 @@ def test_arithmetic_under_another_name_is_generated_in_it():
 
 def test_no_prompts_are_written_for_a_tool_that_is_asked_for_text():
     for write in (lambda: prompts.written("positive", 1, "test", 0, SEARCH), lambda: probes.ood("phrasing", 1, tool=SEARCH)):
-        with pytest.raises(ValueError, match=r"arithmetic alone; name prompts\.train_file and prompts\.test_file"):
+        with pytest.raises(ValueError, match=r"arithmetic alone; name tool\.prompts\.train_file and tool\.prompts\.test_file"):
             write()
 
 
