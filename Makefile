@@ -64,7 +64,7 @@ endif
 	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" --env PYTHONPATH "$$PWD" --env PYTHONUTF8 1 > /dev/null
 	$(PYTHON) -V > $@
 
-# `make all ENGINE=ray`, with RAY_ADDRESS for a cluster that runs already: see lib/compute.py
+# `make all ENGINE=ray`, with RAY_ADDRESS for a cluster that runs already: see lib/book/compute.py
 WORKERS := $(if $(filter ray,$(ENGINE)),.venv/ray)
 .venv/ray: .venv/installed
 	.venv/bin/pip install --quiet --disable-pip-version-check $$(sed -n 's/^# \(ray==[0-9.]*\).*/\1/p' requirements.txt)

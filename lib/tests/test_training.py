@@ -47,6 +47,18 @@ def test_l0_is_what_was_aimed_at():
     assert (stack.threshold.amax(-1) == stack.threshold.amin(-1)).all()
 
 
+def test_an_sae_is_one_whose_target_is_its_input(tiny):
+    """Trained at a residual site of a model, at the L0 aimed at; x and y are the same there."""
+    text = batches(tiny.tokenizer, written("negative", 60, "test", 0), 8)
+    held = activations.collect(tiny, sites(tiny, [0, 1], "resid_post"), text)
+    assert torch.equal(held.x, held.y)
+    x, target = held.x[1], torch.tensor([6.0])
+    stack = Dictionary.initialised((1,), tiny.d_model, 4 * tiny.d_model, 1)
+    train([stack], stream(x, x, 256, (1,)), (x, x), SETTINGS, target)
+    fvu, l0 = validate(stack, (x, x), variance(x))
+    assert fvu.item() < 0.3 and l0.item() == pytest.approx(6, rel=0.2)
+
+
 def test_l1_makes_fewer_features_active():
     x, y, _ = planted()
     l0 = []
