@@ -46,13 +46,17 @@ class Contrast:
 
         The latter is the logit difference where both sets have one token.
         """
-        log_p = logits.float().log_softmax(-1)
-        these, those = (
-            torch.stack([logits[i, list(ids[row])].float().logsumexp(0) for i, row in enumerate(rows)])
-            for ids in (self.these, self.those)
-        )
-        first = torch.stack([log_p[i, list(self.these[row])].logsumexp(0) for i, row in enumerate(rows)])
-        return {f"{self.name}_log_prob": first, "logit_difference": these - those}
+        these, those = ([ids[row] for row in rows] for ids in (self.these, self.those))
+        log_prob, logits = _of_sets(logits.float().log_softmax(-1), these), logits.float()
+        return {f"{self.name}_log_prob": log_prob, "logit_difference": _of_sets(logits, these) - _of_sets(logits, those)}
+
+
+def _of_sets(values: Float[Tensor, "row vocab"], sets: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
+    """The logarithm of the sum of what each row has, as logarithms, at its tokens."""
+    n = torch.tensor([len(ids) for ids in sets])
+    padded = torch.tensor([[*ids, *[0] * (int(n.max()) - len(ids))] for ids in sets], device=values.device)
+    beyond = torch.arange(padded.shape[1]) >= n[:, None]
+    return values.gather(1, padded).masked_fill(beyond.to(values.device), -torch.inf).logsumexp(1)
 
 
 @dataclass
@@ -164,7 +168,7 @@ def generations(
     ranked = sorted(range(len(conditions)), key=lambda c: -sum(exact[c]))
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input))
     to_write = [(c, i) for c in ranked for i in by_length if not exact[c][i]]
-    questions = {i: asked(model.tokenizer, prompts[i].input, form) for _, i in to_write}
+    questions = {i: asked(model.tokenizer, prompts[i].input, form) for i in {i for _, i in to_write}}
     limit, size, end = max(map(len, answers)) + sizes.margin, sizes.generate_batch, end_id(model.tokenizer, form)
     wrote = [list(targets) for _ in conditions]
     for start in tqdm(range(0, len(to_write), size), desc=progress, disable=progress is None, mininterval=2):

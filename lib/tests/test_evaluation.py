@@ -172,3 +172,16 @@ def test_the_log_probability_of_a_call_is_that_of_transformers(smoke, tiny, plai
 def test_logits_that_are_not_finite_are_told_with_the_layers_replaced(tiny, smoke, prompts, pair):
     with pytest.raises(ValueError, match=r"logits are not finite \(with \[1\] layers replaced\)"):
         scores.forced(smoke.tool, tiny, prompts, [evaluation.RAW, at(tiny, {1: pair.at(float("nan"))})])
+
+
+def test_a_contrast_of_sets_is_that_of_their_probabilities(tiny, plain, prompts):
+    """Sets of several tokens and of one, by hand from plain transformers."""
+    these, those = [[5, 9, 11], [7], [8], [6, 5], [4]], [[6], [8, 9], [3, 4, 5], [7], [10]]
+    [found] = evaluation.teacher_forced(tiny, prompts, contrast=evaluation.Contrast("bus", these, those))
+    for i, p in enumerate(prompts):
+        ids = tiny.tokenizer(f"{p.input}\n", return_tensors="pt").input_ids
+        with torch.no_grad():
+            p_next = plain(ids).logits[0, -1].double().softmax(-1)
+        assert found.bus_log_prob[i] == pytest.approx(p_next[these[i]].sum().log().item(), abs=1e-4)
+        odds = (p_next[these[i]].sum() / p_next[those[i]].sum()).log().item()
+        assert found.logit_difference[i] == pytest.approx(odds, abs=1e-4)
