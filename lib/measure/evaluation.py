@@ -41,14 +41,16 @@ class Contrast:
     these: Sequence[Sequence[int]]
     those: Sequence[Sequence[int]]
 
-    def values(self, rows: Sequence[int], logits: Float[Tensor, "row vocab"]) -> dict[str, Float[Tensor, " row"]]:
-        """Of some prompts and their logits: the log-probability of the first set, nats, and its log-odds against the second.
+    def values(
+        self, rows: Sequence[int], logits: Float[Tensor, "row vocab"], log_p: Float[Tensor, "row vocab"]
+    ) -> dict[str, Float[Tensor, " row"]]:
+        """Of some prompts, their logits and log-probabilities: the log-probability of the first set, nats, and its log-odds against the second.
 
         The latter is the logit difference where both sets have one token.
         """
         these, those = ([ids[row] for row in rows] for ids in (self.these, self.those))
-        log_prob, logits = _of_sets(logits.float().log_softmax(-1), these), logits.float()
-        return {f"{self.name}_log_prob": log_prob, "logit_difference": _of_sets(logits, these) - _of_sets(logits, those)}
+        difference = _of_sets(logits.float(), these) - _of_sets(logits.float(), those)
+        return {f"{self.name}_log_prob": _of_sets(log_p, these), "logit_difference": difference}
 
 
 def _of_sets(values: Float[Tensor, "row vocab"], sets: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
@@ -132,7 +134,7 @@ def teacher_forced(
                 "exact": (likeliest | ~batch.answer[:, 1:]).all(1),
             }
             if contrast:
-                columns |= contrast.values(of_these.tolist(), logits[row, decides - 1])
+                columns |= contrast.values(of_these.tolist(), logits[row, decides - 1], log_p[row, decides - 1])
             if watch.top:
                 columns |= {name: (value * acts_at).sum(1) for name, value in watch.seen.items()}
                 columns["positions"] = acts_at.sum(1)
