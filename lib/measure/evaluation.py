@@ -44,7 +44,8 @@ class Contrast:
     def values(
         self, rows: Sequence[int], logits: Float[Tensor, "row vocab"], log_p: Float[Tensor, "row vocab"]
     ) -> dict[str, Float[Tensor, " row"]]:
-        """Of some prompts, their logits and log-probabilities: the log-probability of the first set, nats, and its log-odds against the second.
+        """Of some prompts, their logits and log-probabilities: the log-probability of the first set, nats, and its log-odds
+        against the second.
 
         The latter is the logit difference where both sets have one token.
         """
