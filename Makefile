@@ -100,10 +100,10 @@ $(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/
 after = $(shell sed -n 's/^  *"after": "\([0-9a-z_ ]*\)".*/\1/p' '$(1)')
 $(foreach n,$(NOTEBOOKS),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call after,$(n)))))
 
-LONG := notebooks real_profiles killed planted plan deltas# what takes long is begun first
+LONG := notebooks real_profiles killed plan deltas bench hub my_tool# what takes long is begun first
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
-	$(PYTHON) -m pytest -q -n auto --dist loadfile --ignore lib/tests/test_cluster.py --ignore lib/tests/test_lab.py $(LONG:%=lib/tests/test_%.py) lib/tests
+	$(PYTHON) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --ignore lib/tests/test_cluster.py --ignore lib/tests/test_lab.py $(LONG:%=lib/tests/test_%.py) lib/tests
 
 cluster-test: .venv/ray
 	@$(MAKE) PROFILE=smoke build/smoke/03_delta_transcoders.ipynb
