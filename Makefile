@@ -21,10 +21,10 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 
 # Which study a chapter belongs to stands in its own metadata, as `"study": "tool"`; chapters of a study without a table in
 # the profile are left out.
-study = $(shell sed -n 's/^  *"study": "\([a-z_]*\)".*/\1/p' '$(1)')
+says = $(shell sed -n 's/^  *"$(1)": "\([0-9a-z_ ]*\)".*/\1/p' '$(2)')
 TABLES := $(shell sed -n 's/^ *\[*"*\([a-z_]*\).*/\1/p' '$(TOML)' 2> /dev/null)
-CHAPTERS := $(foreach n,$(NOTEBOOKS),$(if $(filter $(or $(call study,$(n)),any),any $(TABLES)),$(n:notebooks/%=$(BUILD)/%)))
-WITHOUT := $(filter-out $(TABLES),$(sort $(foreach n,$(NOTEBOOKS),$(call study,$(n)))))
+CHAPTERS := $(foreach n,$(NOTEBOOKS),$(if $(filter $(or $(call says,study,$(n)),any),any $(TABLES)),$(n:notebooks/%=$(BUILD)/%)))
+WITHOUT := $(filter-out $(TABLES),$(sort $(foreach n,$(NOTEBOOKS),$(call says,study,$(n)))))
 RUN = @$(PYTHON) -m lib.run
 
 # idle threads spin only briefly; chapters side by side (-j) would stall one another, and beside other work lib.run lets none spin
@@ -97,8 +97,7 @@ $(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/
 	$(RUN) $< --profile $(PROFILE)
 
 # Which chapter works on the results of which stands in its own metadata, as `"after": "01_prompts 02_finetune_lora"`.
-after = $(shell sed -n 's/^  *"after": "\([0-9a-z_ ]*\)".*/\1/p' '$(1)')
-$(foreach n,$(NOTEBOOKS),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call after,$(n)))))
+$(foreach n,$(NOTEBOOKS),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call says,after,$(n)))))
 
 LONG := notebooks real_profiles killed plan deltas bench hub my_tool# what takes long is begun first
 test: export OMP_NUM_THREADS = 1

@@ -57,7 +57,7 @@ def collect(profile: Profile, layers: list[int] | None, d_new: int | None, rank:
             )
         load = partial(_pair, profile, model, site, d_new, rank, alpha)
         l0 = level(profile.transcoders, layer, rank)
-        found.append(Delta(layer, load, l0, site.read, site.write))
+        found.append(Delta(site, load, l0))
     return Job(profile, model, d_new, rank, found)
 
 
@@ -73,9 +73,9 @@ def write_sae_lens(job: Job, folder: Path) -> None:
     bos = bos_id(job.model.tokenizer)
     for delta, name, part, place in job.placed():
         metadata = SAEMetadata(
-            model_name=job.profile.model.source, hook_name=delta.read, hook_name_out=delta.write, prepend_bos=bos >= 0,
-            exclude_special_tokens=[bos] if bos >= 0 else False, profile=job.profile.name, part=name,
-            d_new=job.d_new, percentile=job.rank, base=job.profile.transcoders.source,
+            model_name=job.profile.model.source, hook_name=delta.site.read, hook_name_out=delta.site.write,
+            prepend_bos=bos >= 0, exclude_special_tokens=[bos] if bos >= 0 else False, profile=job.profile.name,
+            part=name, d_new=job.d_new, percentile=job.rank, base=job.profile.transcoders.source,
             base_l0=None if math.isnan(delta.base_l0) else delta.base_l0,
         )  # fmt: skip
         kind, config = get_sae_class("jumprelu_transcoder" if part.W_skip is None else "jumprelu_skip_transcoder")
@@ -89,21 +89,22 @@ def write_gemma_scope(job: Job, folder: Path) -> None:
     """`layer_<i>/width_<n>/average_l0_<l0>/params.npz`; L0 is the base's, and the delta's of the validation prompts."""
     l0 = job.rows("deltas")
     for delta, name, part, _ in job.placed():
+        layer = delta.site.layer
         if part.W_skip is not None:
-            raise ValueError(f"layer {delta.layer}: its base has an affine skip, Gemma Scope's layout none; use another format")
+            raise ValueError(f"layer {layer}: its base has an affine skip, Gemma Scope's layout none; use another format")
         if math.isnan(delta.base_l0):
-            raise ValueError(f"layer {delta.layer}: its base says no L0, Gemma Scope's layout does; use another format")
-        measured = l0[l0.layer == delta.layer].delta_l0 if len(l0) else l0
+            raise ValueError(f"layer {layer}: its base says no L0, Gemma Scope's layout does; use another format")
+        measured = l0[l0.layer == layer].delta_l0 if len(l0) else l0
         if not len(measured):
             path = job.profile.paths.results / "deltas.csv"
-            raise ValueError(f"{path}: has no L0 of layer {delta.layer}'s delta, which the layout asks for; run chapter 3")
+            raise ValueError(f"{path}: has no L0 of layer {layer}'s delta, which the layout asks for; run chapter 3")
         average = measured.iloc[0] + (0 if name == "delta" else delta.base_l0)
-        save_npz(part, folder / f"layer_{delta.layer}/width_{part.d_sae}/average_l0_{average:.1f}/params.npz")
+        save_npz(part, folder / f"layer_{layer}/width_{part.d_sae}/average_l0_{average:.1f}/params.npz")
 
 
 def write_circuit_tracer(job: Job, folder: Path) -> None:
     """`config.yaml` and `layer_<i>.safetensors` for every layer of the model, with `W_enc` (F, d_model) as it has it."""
-    have, widths = [delta.layer for delta in job.deltas], set()
+    have, widths = [delta.site.layer for delta in job.deltas], set()
     if have != list(range(job.model.n_layers)):
         raise ValueError(f"circuit-tracer wants every layer from 0 to {job.model.n_layers - 1}, not {have}; leave out --layer")
     for delta in job.deltas:
@@ -114,13 +115,13 @@ def write_circuit_tracer(job: Job, folder: Path) -> None:
         tensors = _tensors(part, ("W_enc", "W_skip"))
         # its JumpReLU has no relu before the threshold
         tensors["activation_function.threshold"] = tensors.pop("threshold").clamp(min=0)
-        save_file(tensors, folder / f"layer_{delta.layer}.safetensors")
-    within = f"blocks.{job.deltas[0].layer}."
+        save_file(tensors, folder / f"layer_{delta.site.layer}.safetensors")
+    within = f"blocks.{job.deltas[0].site.layer}."
     config = {
         "model_name": job.profile.model.source,
         "model_kind": "transcoder_set",
-        "feature_input_hook": job.deltas[0].read.removeprefix(within),
-        "feature_output_hook": job.deltas[0].write.removeprefix(within),
+        "feature_input_hook": job.deltas[0].site.read.removeprefix(within),
+        "feature_output_hook": job.deltas[0].site.write.removeprefix(within),
     }
     (folder / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items()))
 
@@ -183,7 +184,7 @@ def main() -> None:
             push(given.to, given.push)
     except ValueError as error:
         sys.exit(str(error))
-    print(f"{given.to}: layers {', '.join(str(delta.layer) for delta in job.deltas)}, as {given.form}")
+    print(f"{given.to}: layers {', '.join(str(delta.site.layer) for delta in job.deltas)}, as {given.form}")
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ class Workplace:
 
     @functools.cached_property
     def real(self) -> Layers:
-        held = self.captured(self.model, "validation")
-        target = deltas.unexplained(loaded := self.load_bases(), held.x, held.y)
+        held, loaded = self.captured(self.model, "validation"), self.load_bases()
+        target = deltas.unexplained(loaded, held.x, held.y)
         width = max(self.profile.tool.deltas.d_new)
         return Layers(self.profile.name, held.x[:, None], held.y[:, None], target, loaded[0][0], width)
 

@@ -26,6 +26,11 @@ def load(profile: Profile, model: LanguageModel, site: Site, ranks: Sequence[flo
     return [offer[choose(list(offer), rank)]().to(model.hf.device) for rank in ranks]
 
 
+def at_rank(profile: Profile, model: LanguageModel, sites: Sequence[Site], rank: float) -> dict[Site, Dictionary]:
+    """The base of every site at one rank."""
+    return {site: load(profile, model, site, [rank])[0] for site in sites}
+
+
 def level(settings: Transcoders, layer: int, rank: float) -> float:
     """The average L0 of the base of a layer at a rank."""
     return choose(list(on_offer(settings, layer)), rank)

@@ -36,11 +36,16 @@ class Layout:
     """What fits the weights to ours, given that file, and says their `k`."""
 
 
+def subtract_b_dec(weights: dict[str, Tensor]) -> None:
+    """Let `b_enc` do what subtracting `b_dec` from an input first would."""
+    weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
+
+
 def _sparsify(weights: dict[str, Tensor], config: dict) -> int:
     if config.get("activation", "topk") != "topk":
         raise ValueError(f"its activation is {config['activation']}, which ours cannot be")
     if not config.get("transcode"):
-        weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
+        subtract_b_dec(weights)
     return int(config["k"])
 
 
@@ -100,9 +105,13 @@ def levels(settings: Transcoders, layer: int) -> dict[float, str]:
 def _l0(layout: Layout, match: re.Match, source: Path | str, revision: str | None) -> float:
     """What a release says of the average L0 of one of its files."""
     if layout.config:
-        config = hub.file(source, f"{match.string.rpartition('/')[0]}/{layout.config}", revision)
-        return float(files.json_object(config)[layout.l0])
+        return float(files.json_object(_config(layout, match.string, source, revision))[layout.l0])
     return float(match.groupdict().get("l0", math.nan))
+
+
+def _config(layout: Layout, file: str, source: Path | str, revision: str | None) -> Path:
+    """The file that says more of another one, fetched where it is not here."""
+    return hub.file(source, f"{file.rpartition('/')[0]}/{layout.config}", revision)
 
 
 def load_level(settings: Transcoders, file: str, d_model: int | None = None) -> Dictionary:
@@ -110,7 +119,7 @@ def load_level(settings: Transcoders, file: str, d_model: int | None = None) -> 
     source, layout = local_or_hub(settings.source), LAYOUTS[settings.layout]
     path = hub.file(source, file, settings.revision)
     if layout.folded:
-        hub.file(source, f"{file.rpartition('/')[0]}/{layout.config}", settings.revision)
+        _config(layout, file, source, settings.revision)  # so that it lies beside
     return read(path, layout, d_model)
 
 

@@ -11,21 +11,19 @@ from lib import profiles
 from lib.book import results
 from lib.dictionary.dictionaries import BaseDelta, Dictionary, as_one
 from lib.model.models import LanguageModel
+from lib.model.sites import Site
 from lib.profiles import tables
 from lib.profiles.tables import Profile
 
 
 @dataclass(frozen=True)
 class Delta:
-    """The trained delta of a layer, its base, and what is known of them. Weights are loaded when asked for, and not kept."""
+    """The trained delta of a site, its base, and what is known of them. Weights are loaded when asked for, and not kept."""
 
-    layer: int
+    site: Site
     load: Callable[[], BaseDelta]
     """base + alpha * delta."""
     base_l0: float
-    read: str
-    """The hook point of its input."""
-    write: str
 
     @property
     def parts(self) -> dict[str, Dictionary]:
@@ -51,13 +49,13 @@ class Job:
             return pd.DataFrame()
         rows = pd.read_csv(path)
         ours = (rows.d_new == self.d_new) & (rows.percentile == self.rank)
-        return rows[ours & rows.layer.isin([delta.layer for delta in self.deltas])]
+        return rows[ours & rows.layer.isin([delta.site.layer for delta in self.deltas])]
 
     def placed(self) -> Iterator[tuple[Delta, str, Dictionary, Path]]:
         """Each delta, the name of each of its parts, that part, and the place for it."""
         for delta in self.deltas:
             for name, part in delta.parts.items():
-                place = Path(f"layer_{delta.layer}", f"d_new_{self.d_new}_percentile_{self.rank:g}", name)
+                place = Path(f"layer_{delta.site.layer}", f"d_new_{self.d_new}_percentile_{self.rank:g}", name)
                 yield delta, name, part, place
 
 
@@ -95,7 +93,7 @@ def card(job: Job) -> str:
     )
     skip = "" if pair.base.W_skip is None else f"\n{SKIP}"
     finetuned = p.tool.finetune.source or f"LoRA of rank {p.tool.finetune.rank}, {p.tool.finetune.epochs} epochs, seed {p.seed}"
-    layers = ", ".join(str(delta.layer) for delta in job.deltas)
+    layers = ", ".join(str(delta.site.layer) for delta in job.deltas)
     l0s = ", ".join("unknown" if math.isnan(delta.base_l0) else f"{delta.base_l0:g}" for delta in job.deltas)
     hub = f"base_model: {p.model.source}\n" if not (profiles.ROOT / p.model.source).is_dir() else ""
     return f"""---
@@ -112,7 +110,7 @@ tags: [sparse-autoencoder, transcoder, delta-transcoder, mechanistic-interpretab
 |---|---|
 | model | {at(p.model)}; finetuned: {finetuned} |
 | base transcoders | {at(p.transcoders)}; {pair.base.d_sae} features; average L0 by layer: {l0s} |
-| reads, writes (layer {first.layer}) | `{first.read}`, `{first.write}` |
+| reads, writes (layer {first.site.layer}) | `{first.site.read}`, `{first.site.write}` |
 | d_new, rank of the base's L0 (0 the sparsest, 1 the densest), alpha | {job.d_new}, {job.rank:g}, {pair.alpha:g} |
 
 ## Data

@@ -8,17 +8,17 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from lib.book import files
 from lib.dictionary.dictionaries import Dictionary
-from lib.dictionary.layouts import checked
+from lib.dictionary.layouts import checked, subtract_b_dec
+from lib.model.models import LanguageModel
 from lib.model.sites import Site
 
-if TYPE_CHECKING:
-    from lib.model.models import LanguageModel
+Fits = Callable[[str, object], None]
+"""What looks at sae-lens's metadata of the dictionary of that name, and raises where it was trained elsewhere."""
 
 
 def folders(source: Path, layer: int) -> dict[float, Path]:
@@ -53,7 +53,7 @@ def ids(release: str, layer: int, width: str) -> dict[float, str]:
     return {float(known.expected_l0[i]) or math.nan: i for i in sorted(named, reverse=True)}
 
 
-def load_sae_lens(folder: Path, d_model: int | None = None, fits: "Fits | None" = None) -> Dictionary:
+def load_sae_lens(folder: Path, d_model: int | None = None, fits: Fits | None = None) -> Dictionary:
     """A dictionary from a folder that sae-lens saved, frozen, in float32."""
     from sae_lens import SAE
 
@@ -66,14 +66,14 @@ def load_sae_lens(folder: Path, d_model: int | None = None, fits: "Fits | None" 
     return from_sae_lens(theirs, str(folder), d_model, fits)
 
 
-def load_release(release: str, sae_id: str, d_model: int | None = None, fits: "Fits | None" = None) -> Dictionary:
+def load_release(release: str, sae_id: str, d_model: int | None = None, fits: Fits | None = None) -> Dictionary:
     """One of a release of sae-lens, downloaded where it is not in the cache."""
     from sae_lens import SAE
 
     return from_sae_lens(SAE.from_pretrained(release, sae_id), f"{release}/{sae_id}", d_model, fits)
 
 
-def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None, fits: "Fits | None" = None) -> Dictionary:
+def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None, fits: Fits | None = None) -> Dictionary:
     """Ours from sae-lens's; `ValueError` for what ours cannot compute exactly."""
     config, kind = theirs.cfg, theirs.cfg.architecture()
     if kind not in KINDS:
@@ -87,7 +87,7 @@ def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None
     k = KINDS[kind](config, found, weights)
     weights.setdefault("threshold", torch.zeros_like(weights["b_enc"]))
     if getattr(config, "apply_b_dec_to_input", False) and "transcoder" not in kind:
-        weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
+        subtract_b_dec(weights)
     if "W_skip" in found:
         weights["W_skip"] = found["W_skip"].T.contiguous()  # theirs is (d_out, d_in)
     return checked(name, weights, d_model, k)
@@ -119,11 +119,7 @@ KINDS: dict[str, Callable] = {
 """What fits the weights of each of sae-lens's architectures to ours, and gives their `k`."""
 
 
-Fits = Callable[[str, object], None]
-"""What looks at sae-lens's metadata of the dictionary of that name, and raises where it was trained elsewhere."""
-
-
-def trained_there(name: str, metadata: object, model: "LanguageModel | None", site: Site | None, source: str) -> None:
+def trained_there(name: str, metadata: object, model: LanguageModel | None, site: Site | None, source: str) -> None:
     """Compare sae-lens's metadata with where a site reads and writes.
 
     A hook point has several names, any of which will do. An SAE names one alone, which it reads and writes.

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from lib.dictionary.dictionaries import BaseDelta
 from lib.measure import metrics
 from lib.model.conditions import by_start, replaced_logits
-from lib.model.encoding import asked, batches, bos_id, end_id, length, tokens
+from lib.model.encoding import asked, batches, end_id, length, token_mask, tokens
 from lib.model.generation import continued
 from lib.model.hooks import Condition, Features, replaced
 from lib.model.models import LanguageModel
@@ -113,7 +113,7 @@ def teacher_forced(
     watches = [Watch.of(condition) for condition in conditions]
     for batch in tqdm(work, desc=progress, disable=progress is None, mininterval=2):
         batch = batch.to(model.hf.device)
-        acts_at = batch.attention.bool() & (batch.ids != bos_id(model.tokenizer))
+        acts_at = token_mask(model.tokenizer, batch)
         row, decides = torch.arange(len(batch.ids), device=batch.ids.device), batch.answer.int().argmax(1)
         of_these, start = order[start : start + len(batch.ids)], start + len(batch.ids)
         under = replaced_logits(

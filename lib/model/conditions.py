@@ -65,7 +65,7 @@ def replaced_logits(
     conditions: Sequence[Condition],
     scope: str = "all",
     rows: int = 0,
-    edit: Callable[[int], Edit | None] = lambda condition: None,
+    edit: Callable[[int], Edit | None] = lambda place: None,
 ) -> Iterator[Float[Tensor, "batch pos vocab"]]:
     """The logits of a batch under each condition, one after another: what `replaced` gives, at less cost.
 

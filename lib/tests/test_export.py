@@ -102,7 +102,7 @@ def test_attached_by_sae_lens_the_model_is_as_with_our_hooks(job, architecture, 
     model = models.bridged(*models.load_hf(place, "float32"))
     pair = BaseDelta(random(model.d_model), random(model.d_model, D_NEW, 1), ALPHA)
     site = model.site("trained", 1)
-    found = release.Delta(1, lambda: pair, 16.0, site.read, site.write)
+    found = release.Delta(site, lambda: pair, 16.0)
     export.export(replace(job, model=model, deltas=[found]), "sae-lens", tmp_path / "out")
     theirs = SAE.load_from_disk(tmp_path / "out" / PLACE / "base_plus_delta_alpha_0.5")
     hf, tokenizer = models.load_hf(place, "float32")

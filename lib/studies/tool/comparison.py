@@ -57,7 +57,7 @@ def _of_subset(profile, model, sites, built: dict[str, ingredients.Control], sub
 def at_alpha_0(profile: Profile, model: LanguageModel, sites: Sequence[Site], asked: Sequence[Prompt]) -> pd.DataFrame:
     """One row for each of `leftover.conditions` in the finetuned model, and for the bases in the original one."""
     _, rank = deltas.widest(profile)
-    loaded = {site: bases.load(profile, model, site, [rank])[0] for site in sites}
+    loaded = bases.at_rank(profile, model, sites, rank)
     made = leftover.conditions(ingredients.dense_mlps(profile, sites), loaded, profile.seed)
     rows = []
     for where, of, conditions in (
@@ -79,10 +79,10 @@ def trained_through(
     pairs = deltas.pairs(profile, model, sites)
     seen = ingredients.seen_in(profile, model, sites, "validation")
     l0 = {s: (m.delta.encode(x) > 0).float().sum(-1).mean().item() for (s, m), x in zip(pairs.items(), seen.x, strict=True)}
-    made = {"base": {site: pair.at(0.0) for site, pair in pairs.items()}, "before": pairs}
+    asked, made = splits.read(profile, "train"), {"base": {site: pair.at(0.0) for site, pair in pairs.items()}, "before": pairs}
     for name, weights in objectives.OBJECTIVES.items():
         how = (weights, l0, steps, profile.tool.finetune.micro_batch)
-        made[name] = objectives.train_through(model, pairs, splits.read(profile, "train"), *how, progress=name)
+        made[name] = objectives.train_through(model, pairs, asked, *how, progress=name)
     return made
 
 

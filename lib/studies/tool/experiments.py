@@ -58,7 +58,7 @@ def _exp1(
     """The rows of sites whose replacements are in memory together."""
     widths, ranks = grid
     cells = list(product(sites, ranks))
-    loaded = {(s, q): Once(bases.load(profile, model, s, [q])[0]) for s, q in cells}
+    loaded = {(s, q): Once(base) for s in sites for q, base in zip(ranks, bases.load(profile, model, s, ranks), strict=True)}
     added = {(s, q, d): deltas.load_delta(profile, model, s, d, q) for s, q in cells for d in widths}
     conditions = {"raw": RAW}
     for (s, q), base in loaded.items():

@@ -59,7 +59,7 @@ def material(profile: Profile, model: LanguageModel, sites: Sequence[Site]) -> M
     """Of the widest delta at the middle L0 rank, `model` being the finetuned one."""
     (d_new, rank), study, original = deltas.widest(profile), profile.tool, models.load(profile)
     return Material(
-        sites, {site: bases.load(profile, model, site, [rank])[0] for site in sites},
+        sites, bases.at_rank(profile, model, sites, rank),
         seen_in(profile, model, sites, "train"), seen_in(profile, model, sites, "validation"),
         seen_in(profile, original, sites, "train", "original"), seen_in(profile, original, sites, "validation", "original"),
         dense_mlps(profile, sites, profile.paths.finetuned), dense_mlps(profile, sites),

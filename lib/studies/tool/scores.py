@@ -7,7 +7,7 @@ import pandas as pd
 from lib.book import stats
 from lib.book.stats import Estimate, rate
 from lib.measure.evaluation import RAW, Contrast, generations, teacher_forced
-from lib.model.encoding import bos_id, tokens
+from lib.model.encoding import asked, bos_id
 from lib.model.hooks import Condition
 from lib.model.models import LanguageModel
 from lib.profiles.tables import Protocol, ToolStudy
@@ -18,7 +18,7 @@ from lib.texts.tool import Tool, without_special
 def call_or_copy(study: ToolStudy, model: LanguageModel, prompts: Sequence[Prompt], form: str = "training") -> Contrast:
     """The first token of a call against that of a copy, which begins as the question does."""
     (call, *_) = model.tokenizer(study.grammar.call("1+1"), add_special_tokens=False).input_ids
-    bos, questions = bos_id(model.tokenizer), [tokens(model.tokenizer, p, form)[0] for p in prompts]
+    bos, questions = bos_id(model.tokenizer), [asked(model.tokenizer, p.input, form) for p in prompts]
     return Contrast("call", [[call]] * len(prompts), [[ids[int(ids[0] == bos)]] for ids in questions])
 
 

@@ -64,8 +64,8 @@ def anew(profile: Profile, seed: int, prompts: dict[str, list[Prompt]]) -> tuple
     splits = [_batches(profile, model, prompts[split]) for split in ("train", "validation")]
     data, check = deltas.targets(profile, model, sites, [rank], splits)
     [(stack, _)] = deltas.fit(profile.tool.deltas.training, data, check, [d_new], seed, progress=f"seed {seed}")
-    loaded = [bases.load(profile, model, site, [rank])[0] for site in sites]
-    return model, {site: BaseDelta(loaded[i], stack[i, 0]) for i, site in enumerate(sites)}
+    loaded = bases.at_rank(profile, model, sites, rank)
+    return model, {site: BaseDelta(loaded[site], stack[i, 0]) for i, site in enumerate(sites)}
 
 
 def _batches(profile, model, prompts) -> list[encoding.Encoded]:
