@@ -24,11 +24,23 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 says = $(shell sed -n 's/^  *"$(1)": "\([0-9a-z_ ]*\)".*/\1/p' '$(2)')
 TABLES := $(shell sed -n 's/^ *\[*"*\([a-z_]*\).*/\1/p' '$(TOML)' 2> /dev/null)
 CHAPTERS := $(foreach n,$(NOTEBOOKS),$(if $(filter $(or $(call says,study,$(n)),any),any $(TABLES)),$(n:notebooks/%=$(BUILD)/%)))
+LONGEST := $(patsubst %,$(BUILD)/%.ipynb,08_controls 07_how_measurement_misleads 06_exp2b_dose)# what takes long is begun first
 WITHOUT := $(filter-out $(TABLES),$(sort $(foreach n,$(NOTEBOOKS),$(call says,study,$(n)))))
-RUN = @$(PYTHON) -m lib.run
 
-# idle threads spin only briefly; chapters side by side (-j) would stall one another, and beside other work lib.run lets none spin
-export GOMP_SPINCOUNT = $(if $(findstring -j,$(MAKEFLAGS)),1000,10000)
+# Chapters that wait for the same ones run side by side, each with its share of the cores: with a small model two chapters of
+# a core each take less time than one after the other with two. A GPU's memory is one chapter's; ray has workers of its own.
+JOBS ?= $(if $(or $(wildcard /dev/nvidia0),$(filter ray,$(ENGINE))),1,2)
+ifeq ($(filter-out all,$(or $(MAKECMDGOALS),all))$(findstring -j,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(JOBS)
+endif
+SPACE := $(subst ,, )
+after = <$(subst $(SPACE),+,$(call says,after,$(1)))>
+AFTER := $(foreach n,$(NOTEBOOKS),$(call after,$(n)))
+SHARE := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) ))}
+share = $(if $(filter-out 1,$(JOBS)),$(if $(word 2,$(filter $(call after,$(1)),$(AFTER))),$(SHARE)))
+
+# idle threads spin only briefly, and beside other work lib.run lets none spin
+export GOMP_SPINCOUNT = 10000
 # glibc keeps freed memory, in large pages, instead of asking the system for zeroed pages at each large tensor
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
@@ -46,7 +58,7 @@ endif
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/needs/%
 
-all: $(CHAPTERS)
+all: $(filter $(CHAPTERS),$(LONGEST)) $(CHAPTERS)
 	@$(PYTHON) -m lib.book.plots
 	@for study in $(WITHOUT); do echo "The study $$study is left out: $(TOML) has no table [$$study]."; done
 	@echo "The book: $(BUILD)/*.html. Figures: figures/$(NAME)/. Tables: data/$(NAME)/results/."
@@ -94,12 +106,12 @@ $(BUILD)/needs.made: | $(BUILD)/base
 $(BUILD)/needs/%: | $(BUILD)/needs.made ;
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/base $(WORKERS)
-	$(RUN) $< --profile $(PROFILE)
+	@$(call share,$<) $(PYTHON) -m lib.run $< --profile $(PROFILE)
 
 # Which chapter works on the results of which stands in its own metadata, as `"after": "01_prompts 02_finetune_lora"`.
 $(foreach n,$(NOTEBOOKS),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call says,after,$(n)))))
 
-LONG := notebooks real_profiles killed plan deltas bench hub my_tool# what takes long is begun first
+LONG := notebooks real_profiles killed plan deltas bench hub my_tool
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(PYTHON) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --ignore lib/tests/test_cluster.py --ignore lib/tests/test_lab.py $(LONG:%=lib/tests/test_%.py) lib/tests

@@ -31,6 +31,7 @@ from lib.book.paths import ROOT, alone, replacing
 from lib.profiles.tables import Profile
 
 KERNEL = "delta-transcoders"
+EVERY = 20  # seconds between lines of progress, at least
 PACKAGES = ("torch", "transformers", "transformer-lens", "peft", "plotly")
 
 
@@ -114,12 +115,23 @@ def gently(others: float) -> None:
         os.environ["GOMP_SPINCOUNT"] = "0"
 
 
+class Lines:
+    """Where a progress bar writes lines, for chapters that run side by side share a screen."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip("\r\n"), flush=True)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
 def _execute(notebook: Path, out: Path, given: dict, attempts: int = 3) -> None:
     """Papermill; a kernel that dies as it starts is started again, for another may have taken its ports meanwhile."""
+    lines = {"desc": notebook.stem, "bar_format": "  {desc}: cell {n} of {total}, {elapsed}", "file": Lines()}
+    bar = lines | {"delay": EVERY, "mininterval": EVERY, "leave": False}
     try:
-        papermill.execute_notebook(
-            str(notebook), str(out), given, kernel_name=KERNEL, cwd=str(ROOT), progress_bar=sys.stderr.isatty()
-        )
+        papermill.execute_notebook(str(notebook), str(out), given, kernel_name=KERNEL, cwd=str(ROOT), progress_bar=bar)
     except RuntimeError as error:
         if attempts == 1 or "before replying to kernel_info" not in str(error):
             raise
