@@ -41,10 +41,7 @@ share = $(if $(filter-out 1,$(JOBS)),$(if $(word 2,$(filter $(call after,$(1)),$
 
 # idle threads spin only briefly, and beside other work lib.run lets none spin
 export GOMP_SPINCOUNT = 10000
-# glibc keeps freed memory, in large pages, instead of asking the system for zeroed pages at each large tensor
-export MALLOC_MMAP_MAX_ = 0
-export MALLOC_TRIM_THRESHOLD_ = 4294967296
-export MALLOC_TOP_PAD_ = 268435456
+# large tensors in large pages, of which the system zeroes fewer; keeping all freed memory besides took twice as much of it
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 export TOKENIZERS_PARALLELISM = false
 export PYTHONUTF8 = 1
@@ -85,7 +82,7 @@ WORKERS := $(if $(filter ray,$(ENGINE)),.venv/ray)
 # The organism comes with the project, or is made here where it does not.
 $(BUILD)/base: | .venv/installed
 	@mkdir -p $(BUILD)
-	@$(PYTHON) -m lib.nano.make --profile $(PROFILE)
+	@$(PYTHON) -m lib.base.make --profile $(PROFILE)
 	@touch $@
 
 # What a chapter is made from besides the chapters before it stands in a file that changes when that does (lib/needs.py):
@@ -143,7 +140,7 @@ figures: .venv/installed
 	  $(PYTHON) -m lib.run $$chapter --profile $(PROFILE) --redraw || exit 1; done
 
 base: .venv/installed
-	$(PYTHON) -m lib.nano.make --profile $(PROFILE) --again
+	$(PYTHON) -m lib.base.make --profile $(PROFILE) --again
 
 # the other trainers are there (sae-lens) or installed now; without a network the bench goes on and says which one it lacks
 bench: $(BUILD)/03_delta_transcoders.ipynb

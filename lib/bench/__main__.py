@@ -10,6 +10,7 @@ median in 97% of cases. Rows of the same code and machine are kept; an interrupt
 `training` is of the whole grid, with all that is done once. The row with both sides by one recipe, the profile's, says
 what the order of work is worth. Beside it stands a row in which the published procedure has its own recipe, of which the
 rate alone was tuned (`as_published.RECIPE`), where several settings of ours were: it says what a recipe is worth too.
+`forward` is a forward pass of a batch beside its matrix products alone: the ratio is the share of the limit that they set.
 `step` is a step of training of one delta and `many` of one of several that learn together, timed as
 `lib.bench.trainers` says.
 """
@@ -29,7 +30,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also rows that are there from the same code")
     arguments = parser.parse_args()
     try:
-        table = bench(profiles.load(arguments.profile), Amount(), arguments.only, arguments.again)
+        profile = profiles.load(arguments.profile)
+        table = bench(profile, Amount.of(profile), arguments.only, arguments.again)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
     if len(table):

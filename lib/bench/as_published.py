@@ -23,6 +23,7 @@ from lib.dictionary import training
 from lib.dictionary.dictionaries import BaseDelta, Dictionary
 from lib.model.encoding import tokens
 from lib.model.generation import plainly
+from lib.model.sites import ARCHITECTURES
 from lib.profiles.organism import Training
 from lib.studies.tool.scores import OUTCOMES, outcomes
 from lib.texts.prompts import Prompt
@@ -42,26 +43,25 @@ MLP = Callable[[Tensor], Tensor]
 
 @contextmanager
 def hooked(hf: PreTrainedModel, layer: int, mlp: MLP | None = None) -> Iterator[dict[str, Tensor]]:
-    """Inside the block each pass leaves the `x` and `y` of one Gemma-2 MLP; with `mlp`, that stands in its place.
+    """Inside the block each pass leaves the `x` and `y` of one MLP; with `mlp`, that stands in its place.
 
-    One prompt at a time, without padding: BOS, which keeps the dense MLP, is the first of several tokens.
+    One prompt at a time, without padding: BOS, or what is first where there is none, keeps the dense MLP, and is the first
+    of several tokens.
     """
     block, seen = hf.model.layers[layer], {}
+    first, *_, last = [getattr(block, name) for name in ARCHITECTURES[hf.config.model_type].modules] * 2
 
-    def read(norm, args):
-        seen["x"] = norm._norm(args[0].float())
+    def read(module, args):
+        seen["x"] = args[0].float() if module is block.mlp else module._norm(args[0].float())
 
-    def write(norm, args, y):
-        seen["y"] = y
+    def write(module, args, y):
+        seen["y"] = y.float()
         if mlp is None:
             return y
-        out = mlp(seen["x"])
+        out = mlp(seen["x"]).to(y.dtype)
         return torch.cat([y[:, :1], out[:, 1:]], 1) if y.shape[1] > 1 else out
 
-    handles = [
-        block.pre_feedforward_layernorm.register_forward_pre_hook(read),
-        block.post_feedforward_layernorm.register_forward_hook(write),
-    ]
+    handles = [first.register_forward_pre_hook(read), last.register_forward_hook(write)]
     try:
         yield seen
     finally:

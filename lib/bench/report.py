@@ -46,6 +46,9 @@ def jobs(work: Workplace) -> Iterator[Job]:
     size = f"{n} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
     yield whole("exp2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
 
+    size = f"{name}, batch {profile.tool.evaluation.forward_batch}, {profile.model.dtype}"
+    yield Job("forward", size, trainers.PRODUCTS, timed(work.forward_ours), timed(work.forward_products), lambda: work.asked)
+
     settings = profile.tool.deltas.training.model_copy(
         update={"batch": amount.batch, "steps": amount.steps, "check_every": amount.steps, "precision": "float32"}
     )

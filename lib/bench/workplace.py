@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lib.bench import as_published
 from lib.bench.trainers import Layers
@@ -22,6 +23,7 @@ from lib.studies.tool import experiments
 from lib.texts.jsonl import by_subset, read_jsonl
 
 PUBLISHED = "published procedure"
+PASSES = 3  # of a batch, timed together
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,8 @@ class Amount:
 
     runs: int = 6
     capture: int = 400
-    """Prompts."""
     exp1: int = 50
-    """Prompts of each kind, tool and copy; the published study had 20 in all."""
     exp2: int = 20
-    """Prompts of each of the three subsets."""
     cut: int = 10
     """Training of the whole grid: of a recipe's steps and of the prompts, one in so many, so that there are as many epochs."""
     shapes: tuple[tuple[int, int], ...] = ((640, 16384), (768, 24576), (2304, 16384))
@@ -44,6 +43,10 @@ class Amount:
     steps: int = 8
     at_once: int = 8
     """Deltas of a single layer that learn together."""
+
+    @classmethod
+    def of(cls, profile: Profile) -> "Amount":
+        return cls(**profile.tool.bench.model_dump())
 
 
 class Workplace:
@@ -138,6 +141,35 @@ class Workplace:
                 save_npz(delta, deltas.delta_file(self.scratch, site, d_new, rank))
                 losses.append(loss)
         return float(np.mean(losses))
+
+    # a forward pass beside its matrix products
+
+    @functools.cached_property
+    def asked(self) -> encoding.Encoded:
+        """A batch as the evaluations have them, full of tokens."""
+        rows = self.profile.tool.evaluation.forward_batch
+        batch = encoding.streamed(self.model.tokenizer, self.prompts("test"), rows)[-1]
+        return batch.to(self.model.hf.device)
+
+    @torch.no_grad()
+    def forward_ours(self) -> None:
+        for _ in range(PASSES):
+            self.model.hf(input_ids=self.asked.ids, attention_mask=self.asked.attention, use_cache=False)
+
+    @torch.no_grad()
+    def forward_products(self) -> None:
+        """The same products of the same shapes and dtype: of every weight matrix, and of queries, keys and values."""
+        config, (rows, length) = self.model.hf.config, self.asked.ids.shape
+        head = self.model.hf.get_output_embeddings().weight
+        of_layer = [m.weight for m in self.model.hf.model.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+        x = {weight.shape[1]: head.new_ones(rows * length, weight.shape[1]) for weight in (*of_layer, head)}
+        q = head.new_ones(rows * config.num_attention_heads, length, config.head_dim)
+        for _ in range(PASSES):
+            for _ in range(self.model.n_layers):
+                for weight in of_layer:
+                    torch.nn.functional.linear(x[weight.shape[1]], weight)
+                q @ q.mT @ q
+            torch.nn.functional.linear(x[head.shape[1]], head)
 
     # the experiments
 

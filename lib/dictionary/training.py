@@ -13,6 +13,7 @@ Features silent over the last `SILENCE` tokens have their bias raised until they
 """
 
 import pickle
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,12 @@ class Checkpoint:
                 warnings.warn(f"{path}: of another training (other settings, data or code); begun anew", stacklevel=3)
                 state = {}
             self.state = state
+        self.began = time.time() - self.state.get("seconds", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, in all its runs, up to now."""
+        return time.time() - self.began
 
     @property
     def step(self) -> int:
@@ -60,7 +67,7 @@ class Checkpoint:
 
     def save(self, **state) -> None:
         with replacing(self.path) as temporary:
-            torch.save({"of": self.of, **state}, temporary)
+            torch.save({"of": self.of, "seconds": self.seconds, **state}, temporary)
 
 
 class Learner:

@@ -14,7 +14,7 @@ from lib.dictionary.dictionaries import Constant
 from lib.measure import metrics
 from lib.model import activations
 from lib.model.conditions import replaced_logits
-from lib.model.encoding import Encoded
+from lib.model.encoding import Encoded, bos_id, left_out
 from lib.model.hooks import Condition
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
@@ -41,9 +41,11 @@ def quality(
 
     `fvu` and `l0` on the tokens of `batches`, `dead` the share of features never active there;
     `ce_recovered` = (CE_mean - CE_transcoder) / (CE_mean - CE_model) on `ce_batches`, where CE_mean is
-    with what is written there at its mean (mean ablation).
+    with what is written there at its mean (mean ablation). Where the tokenizer puts no BOS, `fvu_with_first` counts the
+    first token of each row too, at which dictionaries do not act (`encoding.acted_on`).
     """
     rows, held = [], activations.collect(model, sites, batches)
+    first = activations.collect(model, sites, batches, where=left_out) if bos_id(model.tokenizer) < 0 else None
     tokens = metrics.by_prompt(torch.ones(len(held.prompt)), held.prompt)
     for i, site in enumerate(tqdm(sites, desc="layers", mininterval=2)):
         x, y = held.x[i], held.y[i]
@@ -59,11 +61,17 @@ def quality(
                 error.append((one.decode(f, x_part) - y_part).square().sum(-1))
                 active.append((f > 0).sum(-1))
                 fired |= (f > 0).any(0)
+            with_first = {}
+            if first is not None:
+                error_there = (one(first.x[i]) - first.y[i]).square().sum()
+                everything = torch.cat([y, first.y[i]])
+                variance_of_all = (everything - everything.mean(0)).square().sum()
+                with_first["fvu_with_first"] = float((torch.cat(error).sum() + error_there) / variance_of_all)
             rows.append({
                 "layer": site.layer, "average_l0": average_l0,
                 **stats.ratio(metrics.by_prompt(torch.cat(active), held.prompt), tokens).columns("l0"),
                 **stats.ratio(metrics.by_prompt(torch.cat(error), held.prompt), variance).columns("fvu"),
-                **stats.ratio(ablated - ce, ablated - clean).columns("ce_recovered"),
+                **with_first, **stats.ratio(ablated - ce, ablated - clean).columns("ce_recovered"),
                 **stats.rate((~fired).cpu()).columns("dead"),
                 "d_sae": one.d_sae, "n": len(tokens), "n_tokens": len(held.prompt),
             })  # fmt: skip

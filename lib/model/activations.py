@@ -1,22 +1,23 @@
 """Streaming (x, y) at many sites in one forward pass.
 
 `x` is what a dictionary reads and `y` what it should write, both (site, token, d_model) and in the
-units of the site (`lib.model.sites`); of an SAE they are the same. BOS and padding are left out.
+units of the site (`lib.model.sites`); of an SAE they are the same. They are of the tokens at which dictionaries act.
 """
 
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from lib.model.encoding import Encoded, token_mask
 from lib.model.hooks import read, recorded
@@ -34,8 +35,14 @@ class Activations:
     """Which prompt, of all those streamed, each token is from."""
 
 
+Where = Callable[[PreTrainedTokenizerBase, Encoded], Bool[Tensor, "batch pos"]]
+"""Which tokens of a batch are meant."""
+
+
 @torch.no_grad()
-def stream(model: LanguageModel, sites: Sequence[Site], batches: Iterable[Encoded]) -> Iterator[Activations]:
+def stream(
+    model: LanguageModel, sites: Sequence[Site], batches: Iterable[Encoded], where: Where = token_mask
+) -> Iterator[Activations]:
     """One `Activations` per batch, in float32, on the model's device; `ValueError` where one is not finite."""
     points = list(dict.fromkeys(name for site in sites for name in (site.read, site.write)))
     with recorded(model, points) as seen:
@@ -43,7 +50,7 @@ def stream(model: LanguageModel, sites: Sequence[Site], batches: Iterable[Encode
         for batch in batches:
             batch = batch.to(model.hf.device)
             model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=1)
-            keep = token_mask(model.tokenizer, batch)
+            keep = where(model.tokenizer, batch)
             x = torch.stack([read(site, seen[site.read])[keep] for site in sites])
             y = torch.stack([read(site, seen[site.write])[keep] for site in sites])
             if not (finite := (x.isfinite() & y.isfinite()).flatten(1).all(1)).all():
@@ -62,10 +69,11 @@ def collect(
     batches: list[Encoded],
     progress: str = "activations",
     device: torch.device | str | None = None,
+    where: Where = token_mask,
 ) -> Activations:
     """All of `stream`, in memory: on `device`, or on the model's where it is left out."""
-    prompts, start, n = [], 0, count(model, batches)
-    for part in stream(model, sites, tqdm(batches, desc=progress, mininterval=2)):
+    prompts, start, n = [], 0, count(model, batches, where)
+    for part in stream(model, sites, tqdm(batches, desc=progress, mininterval=2), where):
         if not prompts:
             x, y = (t.new_empty(len(sites), n, t.shape[-1], device=device or model.hf.device) for t in (part.x, part.y))
         here = slice(start, start := start + len(part.prompt))
@@ -74,9 +82,9 @@ def collect(
     return Activations(x, y, torch.cat(prompts).to(x.device))
 
 
-def count(model: LanguageModel, batches: Iterable[Encoded]) -> int:
+def count(model: LanguageModel, batches: Iterable[Encoded], where: Where = token_mask) -> int:
     """How many tokens `stream` gives."""
-    return sum(int(token_mask(model.tokenizer, batch).sum()) for batch in batches)
+    return sum(int(where(model.tokenizer, batch).sum()) for batch in batches)
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,38 @@ def shuffled(parts: Iterable[Activations], batch: int, buffer: int, seed: int) -
         for pick in out:
             yield Activations(x.index_select(1, pick), y.index_select(1, pick), prompt[pick])
         held, n = [Activations(x[:, rest], y[:, rest], prompt[rest])], len(rest)
+
+
+def rounds(
+    model: LanguageModel,
+    sites: Sequence[Site],
+    rows: Sequence[Encoded],
+    at_once: int,
+    passes: int,
+    batch: int,
+    seed: int,
+    start: int = 0,
+) -> Iterator[Activations]:
+    """Batches of tokens, from a step on: of `at_once` batches of rows, then of the next ones, in a new order at each pass.
+
+    What a step is given depends on its number alone, for all rows are full; after the last rows come the first again. Held
+    in the dtype of the model.
+    """
+    groups = [rows[i : i + at_once] for i in range(0, len(rows) - at_once + 1, at_once)] or [rows]
+    steps = [max(1, count(model, group) // batch) for group in groups]
+    number, group = start, 0
+    while number >= passes * steps[group % len(groups)]:
+        number, group = number - passes * steps[group % len(groups)], group + 1
+    while True:
+        some = groups[group % len(groups)]
+        parts = [(p.x.to(model.hf.dtype), p.y.to(model.hf.dtype), p.prompt) for p in stream(model, sites, some)]
+        x, y, prompt = (torch.cat(of_all, -1 if of_all[0].ndim == 1 else 1) for of_all in zip(*parts, strict=True))
+        of_each = steps[group % len(groups)]
+        for step in range(number, passes * of_each):
+            draw = torch.Generator().manual_seed(hash((seed, group, step // of_each)) % 2**63)
+            pick = torch.randperm(len(prompt), generator=draw)[step % of_each * batch :][:batch]
+            yield Activations(x.index_select(1, pick), y.index_select(1, pick), prompt[pick])
+        number, group = 0, group + 1
 
 
 def repeated(n: int, batch: int, seed: int) -> Iterator[Tensor]:

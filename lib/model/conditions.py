@@ -88,7 +88,7 @@ def replaced_logits(
 
     def stream(site: Site, condition: Condition, edit: Edit | None) -> Tensor:
         """What a block leaves whose end is replaced."""
-        y = written(batch.ids, seen[site.write], outputs(site, condition[site], inputs[site], edit))
+        y = written(batch.ids, batch.attention, seen[site.write], outputs(site, condition[site], inputs[site], edit))
         return y if site.added_to is None else seen[site.added_to] + y
 
     def together(begin: tuple[int, Site | None], some: Sequence[tuple[int, Condition]]) -> Tensor:

@@ -40,9 +40,27 @@ def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(iter(tokenizer("").input_ids), -1)
 
 
+def acted_on(
+    tokenizer: PreTrainedTokenizerBase, ids: Int[Tensor, "batch pos"], attention: Int[Tensor, "batch past+pos"]
+) -> Bool[Tensor, "batch pos"]:
+    """Where dictionaries act: at all tokens but padding and BOS; where the tokenizer puts no BOS, but the first of a text.
+
+    That one, whatever it is, has the massive activations that BOS has elsewhere (Sun et al., arXiv 2402.17762): they would be
+    nearly all of the variance, and are the same in every text. `attention` also covers what a key-value cache holds.
+    """
+    bos, here = bos_id(tokenizer), attention[:, -ids.shape[1] :].bool()
+    first = ids == bos if bos >= 0 else (attention.cumsum(1) == 1)[:, -ids.shape[1] :]
+    return here & ~first
+
+
 def token_mask(tokenizer: PreTrainedTokenizerBase, batch: Encoded) -> Bool[Tensor, "batch pos"]:
-    """Where dictionaries act: all tokens but BOS and padding."""
-    return batch.attention.bool() & (batch.ids != bos_id(tokenizer))
+    """Where dictionaries act in a batch."""
+    return acted_on(tokenizer, batch.ids, batch.attention)
+
+
+def left_out(tokenizer: PreTrainedTokenizerBase, batch: Encoded) -> Bool[Tensor, "batch pos"]:
+    """Where they do not, though there is a token."""
+    return batch.attention.bool() & ~token_mask(tokenizer, batch)
 
 
 def asked(tokenizer: PreTrainedTokenizerBase, text: str, form: str = "training") -> list[int]:

@@ -6,9 +6,9 @@
 
 Each acts at every position and in every forward pass inside the block: prompts, cached decoding and
 left-padded batches alike, and for one thread at a time: a second one that would hook the model waits.
-The only exception is a BOS token, recognised by its id and not by its position: dictionaries are not
-trained on it, so it keeps what the model writes. (`scope="prompt"` makes one more, to repeat the
-published study.)
+The only exception is the BOS token, or the first of a text where there is none (`encoding.acted_on`):
+dictionaries are not trained on it, so it keeps what the model writes. (`scope="prompt"` makes one more, to repeat
+the published study.)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.model.encoding import bos_id
+from lib.model.encoding import acted_on
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
 
@@ -109,19 +109,18 @@ def recorded(
         pass
 
 
-def writer(model: LanguageModel, scope: str = "all") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What stands at a site in the end, of token ids, of what the model has there and of what is to be.
+def writer(model: LanguageModel, scope: str = "all") -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What stands at a site in the end, of token ids and attention, of what the model has there and of what is to be.
 
     With `scope="prompt"` position 0 of every forward pass keeps what the model writes too, and so, with a
     key-value cache, does every generated token (`lib.profiles.tables.Protocol`).
     """
-    bos = bos_id(model.tokenizer)
 
-    def written(ids: Tensor, y: Tensor, new: Tensor) -> Tensor:
-        own = ids == bos  # (batch, pos)
+    def written(ids: Tensor, attention: Tensor, y: Tensor, new: Tensor) -> Tensor:
+        acts = acted_on(model.tokenizer, ids, attention)
         if scope == "prompt":
-            own[:, 0] = True
-        return y.where(own.reshape(*own.shape, *[1] * (y.ndim - 2)), new.reshape(y.shape).to(y.dtype))
+            acts[:, 0] = False
+        return new.reshape(y.shape).to(y.dtype).where(acts.reshape(*acts.shape, *[1] * (y.ndim - 2)), y)
 
     return written
 
@@ -134,31 +133,45 @@ def read(site: Site, tensor: Tensor) -> Float[Tensor, "batch pos d_in"]:
 
 @contextmanager
 def _at_sites(
-    model: LanguageModel, sites: Sequence[Site], write: Callable[[Site, Tensor, Tensor, Tensor], Tensor | None], rows: slice
+    model: LanguageModel,
+    sites: Sequence[Site],
+    write: Callable[[Site, tuple[Tensor, Tensor], Tensor, Tensor], Tensor | None],
+    rows: slice,
 ) -> Iterator[None]:
-    """Inside the block `write(site, ids, x, y)` says what stands at each site, of some rows of a batch; None: what stood."""
-    seen: dict[Site | str, Tensor] = {}
+    """Inside the block `write(site, (ids, attention), x, y)` says what stands at each site, of some rows of a batch; None:
+    what stood."""
+    seen: dict[Site, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
 
-    def remember(key):
+    def begin(module, args, given):
+        ids = given["input_ids"] if "input_ids" in given else args[0]
+        attention = given.get("attention_mask")
+        tokens.update(ids=ids, attention=torch.ones_like(ids) if attention is None else attention)
+
+    def remember(site: Site):
         def hook(tensor, hook):
-            seen[key] = tensor
+            seen[site] = tensor
 
         return hook
 
     def at(site: Site):
         def hook(tensor, hook):
             x = tensor if site.read == site.write else seen.pop(site)
-            new = write(site, seen["ids"][rows], read(site, x[rows]), tensor[rows])
+            new = write(site, (tokens["ids"][rows], tokens["attention"][rows]), read(site, x[rows]), tensor[rows])
             return None if new is None else tensor.slice_scatter(new, 0, rows.start, rows.stop)
 
         return hook
 
-    hooks = [("embed.hook_in", remember("ids"))] if sites else []
+    hooks = []
     for site in sites:
         hooks += [(site.read, remember(site))] if site.read != site.write else []
         hooks += [(site.write, at(site))]
     with model.hooks(hooks):
-        yield
+        handle = model.hf.register_forward_pre_hook(begin, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextmanager
@@ -173,8 +186,8 @@ def replaced(
     """
     written = writer(model, scope)
 
-    def write(site: Site, ids: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return written(ids, y, outputs(site, condition[site], x, edit))
+    def write(site: Site, tokens: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return written(*tokens, y, outputs(site, condition[site], x, edit))
 
     with _at_sites(model, list(condition), write, rows):
         yield
@@ -200,13 +213,13 @@ def edited(
     """
     written = writer(model)
 
-    def write(site: Site, ids: Tensor, x: Tensor, y: Tensor) -> Tensor | None:
+    def write(site: Site, tokens: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor | None:
         with torch.no_grad():
             f = dictionaries[site].encode(x)
         if (new := edit(site, f)) is None:
             return None
         change = (new - f) @ dictionaries[site].W_dec * site.scale
-        return written(ids, y, y + change.reshape(y.shape).to(y.dtype))
+        return written(*tokens, y, y + change.reshape(y.shape).to(y.dtype))
 
     with _at_sites(model, list(dictionaries), write, rows):
         yield

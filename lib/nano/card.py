@@ -1,11 +1,9 @@
-"""The model card: what the organism can do, on material that its corpus held out, each figure with its interval.
+"""What the organism can do, on material that its corpus held out, each figure with its interval.
 
 Intervals resample what was drawn: phrasings, topics, pairs of vehicles, rows of text.
 """
 
 import json
-import os
-import platform
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -16,19 +14,12 @@ import pandas as pd
 import torch
 
 from lib.book import stats
-from lib.book.paths import replacing
-from lib.book.results import with_intervals
-from lib.measure.quality import losses, quality
-from lib.model import models
+from lib.measure.quality import losses
 from lib.model.encoding import Encoded
 from lib.model.generation import Sampling, generate
 from lib.model.models import LanguageModel
-from lib.nano.pretrain import corpus_tokens
 from lib.profiles.organism import Organism
-from lib.profiles.tables import Profile
 from lib.texts import corpus, kinds, lists, prompts, vehicles
-
-CARD = "organism.json"
 
 
 def written(model: LanguageModel, texts: Sequence[str], max_new_tokens: int, **how) -> list[str]:
@@ -113,44 +104,38 @@ def plain(model: LanguageModel, some: Iterable[str]) -> Encoded:
     return Encoded(found.input_ids, found.attention_mask, torch.zeros_like(found.input_ids, dtype=torch.bool))
 
 
-def make_card(profile: Profile, organism: Organism, folder: Path) -> None:
-    """Measure the stored organism; write `organism.json`, and `README.md` for people."""
-    model = models.load(profile)
-    held_out = corpus_tokens(model, organism, "test", organism.probe_tokens)
-    part = held_out[: max(1, len(held_out) // 8)]
-    sites = [model.site("trained", layer) for layer in range(model.n_layers)]
-    of_transcoders = quality(model, sites, profile.transcoders, held_out, part)
-    nats, n_predicted = losses(model, held_out)
-    history = json.loads((folder / "pretraining.json").read_text())
-    card = {
+def abilities(model: LanguageModel, organism: Organism, folder: Path) -> dict:
+    """What an organism was made from and can do, for its card."""
+    history, n = json.loads((folder / "pretraining.json").read_text()), organism.probes
+    return {
         "model": organism.model.model_dump(),
-        "parameters": model.hf.num_parameters(),
         "corpus_tokens_by_kind": history["kinds"],
         "tokens": history["tokens"],
         "pretraining_seconds": round(history["seconds"]),
         "pretraining_loss": history["losses"],
-        "held_out_loss": asdict(stats.ratio(nats[0], n_predicted)),
-        "copies_exact": asdict(copying(model, organism.probes)),
-        "operands_right": asdict(restating(model, organism.probes)),
-        "lists": {mode: {k: asdict(e) for k, e in found.items()} for mode, found in listing(model, organism.probes).items()},
-        "comparisons_right": {k: asdict(e) for k, e in comparing(model, organism.probes).items()},
-        "stories_as_asked": asdict(telling(model, organism.probes)),
-        "loss_by_kind": {kind: asdict(e) for kind, e in by_kind(model, organism.probes).items()},
-        "transcoders": organism.transcoders.model_dump(),
-        "transcoder_training": json.loads((folder / "transcoders.json").read_text()),
-        "transcoder_quality": of_transcoders.to_dict("records"),
-        "made_with": {"torch": torch.__version__, "machine": platform.machine(), "cores": os.cpu_count()},
+        "copies_exact": asdict(copying(model, n)),
+        "operands_right": asdict(restating(model, n)),
+        "lists": {mode: {k: asdict(e) for k, e in found.items()} for mode, found in listing(model, n).items()},
+        "comparisons_right": {k: asdict(e) for k, e in comparing(model, n).items()},
+        "stories_as_asked": asdict(telling(model, n)),
+        "loss_by_kind": {kind: asdict(e) for kind, e in by_kind(model, n).items()},
     }
-    with replacing(folder / "README.md") as temporary:
-        temporary.write_text(card_text(profile.name, card))
-    with replacing(folder / CARD) as temporary:
-        temporary.write_text(json.dumps(card, indent=1) + "\n")
 
 
-def measures(card: dict) -> dict[str, dict]:
-    """What the card says of the organism, by its words: each an estimate's value, low, high, n and clusters."""
+def of_making(card: dict) -> str:
+    """How it was made, in sentences."""
+    kinds, total = card["corpus_tokens_by_kind"], card["tokens"]
+    shares = "; ".join(f"{kind} {n / total:.1%}" for kind, n in sorted(kinds.items(), key=lambda k: -k[1]))
+    return f"""A small Gemma-2 (`Gemma2ForCausalLM`) and transcoders for all its layers, made by this project from text that it
+writes itself (`lib/nano`). It is a model organism for the chapters of the book and knows nothing of the world.
+
+Training: {total:,} tokens once, seed {card["model"]["seed"]}, {card["pretraining_seconds"] / 60:.0f} minutes. Weights are
+stored in half precision. Corpus, share of tokens: {shares}."""
+
+
+def of_organism(card: dict) -> dict[str, dict]:
+    """What it can do, by words."""
     found = {
-        "next-token loss on unseen text, nats": card["held_out_loss"],
         "unseen sentences copied exactly": card["copies_exact"],
         "arithmetic questions on unseen operands restated rightly": card["operands_right"],
     }
@@ -161,40 +146,3 @@ def measures(card: dict) -> dict[str, dict]:
     found |= {f"unseen pairs of vehicles: which is {adjective}": e for adjective, e in card["comparisons_right"].items()}
     found |= {"stories that begin and go on as asked": card["stories_as_asked"]}
     return found | {f"next-token loss on unseen texts, {kind}, nats": e for kind, e in card["loss_by_kind"].items()}
-
-
-def card_text(name: str, card: dict) -> str:
-    """The model card for people, from the same numbers."""
-
-    def shown(e: dict) -> str:
-        return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}] | {e['n']} in {e['clusters']}"
-
-    kinds, total, made = card["corpus_tokens_by_kind"], card["tokens"], card["made_with"]
-    quality = pd.DataFrame(card["transcoder_quality"])
-    columns = ["layer", "l0", "fvu", "ce_recovered", "dead"]
-    intervals = with_intervals(quality, ["layer"], columns[1:]).to_markdown(index=False)
-    return f"""# Model card: {name}
-
-A small Gemma-2 ({card["parameters"]:,} parameters; `Gemma2ForCausalLM`) and JumpReLU transcoders for all
-its layers, made by this project from text that it writes itself (`lib/nano`). It is a model organism for
-the chapters of the book and knows nothing of the world.
-
-- Training: {total:,} tokens once, seed {card["model"]["seed"]}, {card["pretraining_seconds"] / 60:.0f} minutes,
-  {made["cores"]} CPU cores, torch {made["torch"]}. Weights are stored in half precision.
-- Corpus, share of tokens: {"; ".join(f"{kind} {n / total:.1%}" for kind, n in sorted(kinds.items(), key=lambda k: -k[1]))}.
-- Transcoders: {card["transcoders"]["d_sae"]} features, {card["transcoder_training"]["steps"]} steps of
-  {card["transcoders"]["training"]["batch"]} tokens, {card["transcoder_training"]["seconds"] / 60:.0f} minutes.
-
-## On held-out material, with 95% intervals
-
-What was drawn, and is resampled for the interval, stands behind n: phrasings, topics, pairs, vehicles, templates or rows.
-Lists are sampled at temperature 1, all else is greedy.
-
-| measure | value | n in units |
-|---|---|---|
-{"".join(f"| {what} | {shown(e)} |{chr(10)}" for what, e in measures(card).items())}
-Transcoders, on {quality.n_tokens.iloc[0]:,} tokens of {quality.n.iloc[0]} rows. `ce_recovered` is against
-mean ablation; `dead` is the share of features never active on these tokens (its interval is over features).
-
-{intervals}
-"""

@@ -6,9 +6,9 @@ begin with <bos>, in one pass over an endless corpus; an interrupted run resumes
 checkpoint.
 """
 
+import json
 import math
 import random
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 
 from lib.book import arrays
 from lib.book.fingerprint import code, fingerprint
+from lib.book.paths import replacing
 from lib.dictionary.training import Checkpoint
 from lib.model import precision
 from lib.model.encoding import Encoded
@@ -153,14 +154,13 @@ def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkp
     other = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    rows, losses, seconds = Rows(tokenizer, organism.context, f"train/{organism.seed}/0"), [], 0.0
+    rows, losses = Rows(tokenizer, organism.context, f"train/{organism.seed}/0"), []
     kept = Checkpoint(checkpoint, fingerprint(organism, tokenizer.get_vocab(), code(__file__)))
     if saved := kept.state:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         rows.rng.setstate(saved["rng"])
-        losses, rows.kinds, seconds = saved["losses"], saved["kinds"], saved["seconds"]
-    began = time.time() - seconds
+        losses, rows.kinds = saved["losses"], saved["kinds"]
     dtype = getattr(torch, organism.precision)
     loss_of = torch.compile(next_token_loss) if organism.compile else next_token_loss
     model.train()
@@ -182,9 +182,20 @@ def pretrain(organism: OrganismModel, tokenizer: PreTrainedTokenizerFast, checkp
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 kept.save(
                     model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, losses=losses,
-                    kinds=rows.kinds, rng=rows.rng.getstate(), seconds=time.time() - began,
+                    kinds=rows.kinds, rng=rows.rng.getstate(),
                 )  # fmt: skip
     arrays.finite(checkpoint, dict(model.named_parameters()), "pretraining came apart: lower organism.model.lr")
     model.eval()
-    record = {"tokens": organism.tokens, "kinds": rows.kinds, "losses": losses, "seconds": time.time() - began}
+    record = {"tokens": organism.tokens, "kinds": rows.kinds, "losses": losses, "seconds": kept.seconds}
     return model, record
+
+
+def make_model(organism: OrganismModel, folder: Path, checkpoint: Path, record: Path) -> None:
+    """Tokenizer and model, trained, in a folder; in half precision."""
+    tokenizer = train_tokenizer(organism)
+    model, history = pretrain(organism, tokenizer, checkpoint)
+    with replacing(record) as temporary:
+        temporary.write_text(json.dumps(history))
+    with replacing(folder) as temporary:
+        model.half().save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

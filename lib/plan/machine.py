@@ -99,7 +99,7 @@ def reckoned(work: Work, here: Machine) -> Pace:
 def pace(work: Work, here: Machine) -> Pace:
     """Measured: deltas always, the model where it is on this machine. To be called where the memory suffices."""
     profile = work.profile
-    if not is_here(profile.model.source):
+    if not is_here(profile):
         return replace(reckoned(work, here), delta_step=delta_step(work))
     learn = _learning(work)  # before the other model is loaded: two of them may be too many
     bridged = models.load(profile)

@@ -8,7 +8,7 @@ import torch
 from lib.dictionary import deltas
 from lib.model import models
 from lib.plan.machine import Machine, Pace
-from lib.plan.work import Work, bases_to_download, is_here
+from lib.plan.work import Work, bases_to_download, is_here, to_be_made
 from lib.profiles.tables import Profile
 
 GENERATED = 0.2
@@ -63,19 +63,20 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         seconds += answers / p.tool.evaluation.generate_batch * work.answer * at.decode
         return tokens * (passes * work.flops_a_token + of_bases), seconds
 
+    found = [made(work, here, at, weights, process)] if to_be_made(p.transcoders.source, p.transcoders.made) else []
     test = work.tokens("test", padded=True)
     asked = len(work.splits["test"])
     # chapter 2: epochs of training, the model measured before and after
     passes = p.tool.finetune.epochs * work.tokens("train", padded=True)
     flops, seconds = evaluated(test, raw=2, answers=(1 + GENERATED) * asked)
     logits_back = 8 * micro_tokens * vocab
-    found = [Need(
+    found.append(Need(
         "2 finetune",
         weights | {"LoRA and Adam": 16 * trained, "kept for backpropagation": kept, "logits' gradients": logits_back},
         process | loading, flops + passes * learning_flops / micro_tokens, seconds + passes * at.learn,
         "lower tool.finetune.micro_batch",
         {"finetuned model": work.parameters * b, "checkpoints": 12 * trained},
-    )]  # fmt: skip
+    ))  # fmt: skip
 
     # chapter 3: one pass of the model for each group of layers; then the deltas
     n_tokens = work.tokens("train", "validation")
@@ -142,6 +143,30 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
     return [*found, controls(work, weights, process | loading, behaviour)]
 
 
+def made(work: Work, here: Machine, at: Pace, weights: dict[str, float], process: dict[str, float]) -> Need:
+    """Base transcoders that are trained here, all together."""
+    d, made = work.d_model, work.profile.transcoders.made
+    passes = made.text.passes if made.text else 1
+    tokens, members = made.training.steps * made.training.batch, len(work.layers) * len(made.l0)
+    parameters = members * made.d_sae * (2 * d + 2)
+    # five products of a step; parameters, gradients and Adam's two moments are gone through a dozen times
+    learning = 10 * tokens * members * made.d_sae * d
+    seconds = tokens / passes * at.forward + learning / here.flops + 48 * made.training.steps * parameters / here.bandwidth
+    seconds += 24 * tokens * members * made.d_sae / here.bandwidth
+    held = made.text.round * made.text.context if made.text else 32 * made.training.batch
+    return Need(
+        "0 base transcoders",
+        weights | {
+            "parameters, gradients, Adam, best": 20 * parameters, "a step": 12 * members * made.training.batch * made.d_sae,
+            "inputs and outputs": 4 * work.n_bytes * len(work.layers) * held * d,
+            "validation": 8 * len(work.layers) * made.probe_tokens / 10 * d,
+        },
+        process, tokens / passes * work.flops_a_token + learning, seconds,
+        "lower transcoders.made.training.batch or transcoders.made.text.round, or name fewer transcoders.layers",
+        {"transcoders": 2 * parameters, "a checkpoint": 16 * parameters},
+    )  # fmt: skip
+
+
 def controls(work: Work, weights: dict[str, float], host: dict[str, float], behaviour: dict[str, float]) -> Need:
     """Chapter 8: more of what it takes to make the controls and what it takes to measure them. Its time is not planned."""
     p, d, n_tokens = work.profile, work.d_model, work.control_tokens
@@ -167,8 +192,8 @@ def downloads(work: Work) -> dict[str, float]:
     """Bytes still to be downloaded."""
     stored = getattr(torch, str(work.config.dtype or "float32").removeprefix("torch.")).itemsize
     p, found = work.profile, {}
-    if not is_here(p.model.source):
-        found["model"] = work.parameters * stored
+    if not is_here(p):
+        found["model"] = p.model.package.bytes if p.model.package else work.parameters * stored
     if files := bases_to_download(work):
         found["transcoders"] = files * 4 * (work.d_sae * (2 * work.d_model + 2) + work.d_model)
     return found

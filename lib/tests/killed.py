@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 
 from lib import profiles
+from lib.base import make
 from lib.book import paths
 from lib.book.fingerprint import fingerprint
 from lib.dictionary import deltas
 from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import save_npz
 from lib.model import encoding, finetune, models
-from lib.nano import make
 from lib.nano import pretrain as pretraining
 from lib.nano.pretrain import build_model, train_tokenizer
 from lib.texts import prompts
@@ -98,7 +98,7 @@ def forked(job, place: Path, made: Path, kill_before: int = -1) -> int:
 def result(place: Path) -> str:
     """What the files of a place hold, times aside."""
     files = sorted(f for f in place.rglob("*") if f.is_file())
-    timed = {"pretraining.json", "transcoders.json", "organism.json", "README.md", "training_args.bin"}
+    timed = {"pretraining.json", "transcoders.json", "card.json", "README.md", "training_args.bin"}
     return fingerprint([[str(f.relative_to(place)), b"" if f.name in timed else f.read_bytes()] for f in files])
 
 

@@ -15,13 +15,13 @@ import torch
 from tokenizers.normalizers import Replace
 
 from lib import profiles
+from lib.base import make
 from lib.book import hub
 from lib.book.paths import ROOT, Paths
 from lib.dictionary import bases
 from lib.dictionary.bases import choose
 from lib.dictionary.layouts import levels
 from lib.model import models
-from lib.nano import make
 from lib.profiles import tables
 from lib.tests import real
 from lib.tests.at import other
@@ -162,7 +162,7 @@ def test_make_says_that_the_licence_is_missing_before_anything_else(ask, tmp_pat
     file = tmp_path / "licence-missing.toml"
     file.write_text(re.sub(r"(?m)^revision = .*$", "", text))
     shutil.rmtree(Paths(file.stem).data, ignore_errors=True)
-    said = ask(f"import sys; sys.argv[1:] = ['--profile', '{file}']; from lib.nano.make import main; main()").strip()
+    said = ask(f"import sys; sys.argv[1:] = ['--profile', '{file}']; from lib.base.make import main; main()").strip()
     shutil.rmtree(Paths(file.stem).data)
     assert said.startswith(f"{GATED}: accept its licence at") and "\n" not in said
     assert not [path for path in ask.asked if path.endswith((".safetensors", ".npz"))]

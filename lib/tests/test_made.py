@@ -220,7 +220,7 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
     [
         ("lib/plan/needs.py", set()),
         ("lib/bench/report.py", set()),
-        ("lib/nano/pretrain.py", {"00_model_organism"}),
+        ("lib/nano/pretrain.py", {"00_the_model"}),
         ("lib/studies/tool/leftover.py", {"08_controls"}),
         ("lib/studies/tool/seeds.py", {"10_claims"}),
         ("lib/widgets.py", {"06_exp2b_dose"}),

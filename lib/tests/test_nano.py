@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.nano import make
+from lib.base import make
 from lib.nano import pretrain as pretraining
 from lib.nano.pretrain import Rows, next_token_loss, pretrain, train_tokenizer
 from lib.texts import corpus, kinds, lists, prompts, sentences, vehicles
@@ -231,7 +231,7 @@ def test_the_whole_organism_is_made_in_gemma_scopes_layout(smoke, tmp_path):
     for layer in (0, 1):
         files = sorted((tmp_path / f"transcoders/layer_{layer}/width_64").glob("average_l0_*/params.npz"))
         assert len(files) == 3
-    card = json.loads((tmp_path / "organism.json").read_text())
+    card = json.loads((tmp_path / "card.json").read_text())
     assert {*card["lists"]} == {*lists.MEAN_ITEMS} and {*card["loss_by_kind"]} == {*kinds.KINDS}
     assert {*card["comparisons_right"]} == {*vehicles.COMPARED} and "stories_as_asked" in card
     assert card["tokens"] == made.organism.model.tokens and len(card["transcoder_quality"]) == 6

@@ -136,7 +136,7 @@ def test_nothing_in_a_page_runs_and_no_page_asks_for_anything(book, chromium):
         assert tab.evaluate("typeof self.owned") == "undefined", page
         assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{page} is wider than a phone"
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
-    for chapter in ("00_model_organism", "01_prompts", "06_exp2b_dose"):
+    for chapter in ("00_the_model", "01_prompts", "06_exp2b_dose"):
         tab.goto((PATHS.build / f"{chapter}.html").as_uri())
         assert PAYLOAD in tab.inner_text("body"), chapter
 

@@ -61,7 +61,7 @@ def start(name: str, folder: Path) -> tuple[tables.Profile, subprocess.Popen]:
     real.repository(cache, "allenai/c4", real.c4, C4, "datasets")
     for layered in (table["transcoders"], table["tool"].get("controls", {})):
         layered.pop("layers", None)  # all of a small model
-    sized = table | {"tool": smaller(table["tool"], small["tool"])}  # numbers, and lists of them, are the smoke profile's
+    sized = table | {"tool": {"seeds": 2} | smaller(table["tool"], small["tool"])}  # numbers, and lists of them, are the smoke profile's
     file = folder / f"test-{name}.toml"
     file.write_text(toml(sized))
     environment = os.environ | {

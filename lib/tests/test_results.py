@@ -20,7 +20,7 @@ def table(name: str) -> pd.DataFrame:
 
 
 def test_the_organism_reaches_its_marks():
-    card = json.loads((P.paths.data / "organism.json").read_text())
+    card = json.loads((P.paths.data / "card.json").read_text())
     assert card["copies_exact"]["value"] >= 0.99 and card["copies_exact"]["n"] >= 400
     assert card["operands_right"]["value"] >= 0.998 and card["operands_right"]["n"] >= 400
     lists = card["lists"]

@@ -10,7 +10,7 @@ import pytest
 from lib.book.paths import ROOT
 
 LIB = ROOT / "lib"
-ROOMS = ["book", "texts", "profiles", "model", "dictionary", "measure", "nano", "studies", "plan", "bench"]
+ROOMS = ["book", "texts", "profiles", "model", "dictionary", "measure", "nano", "base", "studies", "plan", "bench"]
 """Each imports only those before it; the files at the root of `lib`, its doors, import any, and no room imports a door."""
 FILES = [file for file in sorted(LIB.rglob("*.py")) if "tests" not in file.parts]
 
