@@ -131,6 +131,14 @@ def read(site: Site, tensor: Tensor) -> Float[Tensor, "batch pos d_in"]:
     return x if site.scale == 1 else x / site.scale
 
 
+def _attention(ids: Tensor, given: Mapping) -> Tensor:
+    """The attention mask of a forward pass, (batch, past + pos); where there is no padding `generate` gives none."""
+    if given.get("attention_mask") is not None:
+        return given["attention_mask"]
+    cache = given.get("past_key_values")
+    return ids.new_ones(len(ids), ids.shape[1] + (cache.get_seq_length() if cache is not None else 0))
+
+
 @contextmanager
 def _at_sites(
     model: LanguageModel,
@@ -145,8 +153,7 @@ def _at_sites(
 
     def begin(module, args, given):
         ids = given["input_ids"] if "input_ids" in given else args[0]
-        attention = given.get("attention_mask")
-        tokens.update(ids=ids, attention=torch.ones_like(ids) if attention is None else attention)
+        tokens.update(ids=ids, attention=_attention(ids, given))
 
     def remember(site: Site):
         def hook(tensor, hook):

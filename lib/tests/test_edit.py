@@ -8,7 +8,7 @@ import torch
 from lib.dictionary.dictionaries import Dictionary
 from lib.model import models
 from lib.model.conditions import replaced_logits
-from lib.model.encoding import Encoded, bos_id, encode
+from lib.model.encoding import Encoded, encode
 from lib.model.generation import generate
 from lib.model.hooks import edited, recorded, replaced
 from lib.model.sites import ARCHITECTURES, POINTS
@@ -54,8 +54,8 @@ def half(site, f):
 
 
 @contextmanager
-def by_hand(plain, name: str, change, is_bos):
-    """`change` of what the Hugging Face modules write at a site of LAYER, by torch's own hooks; BOS keeps its own."""
+def by_hand(plain, name: str, change, is_first):
+    """`change` of what the Hugging Face modules write at a site of LAYER, by torch's own hooks, but for the first token."""
     block = getattr(plain.base_model, ARCHITECTURES[plain.config.model_type].blocks)[LAYER]
     attention = getattr(block, "self_attn", None) or block.attn
     after = {  # the last module of what is added to the stream
@@ -64,7 +64,7 @@ def by_hand(plain, name: str, change, is_bos):
     }
 
     def of(y):
-        own = is_bos(y.shape[:2])[..., None]
+        own = is_first(y.shape[:2])[..., None]
         return torch.where(own, y, change(y))
 
     def first(module, args, out):
@@ -87,8 +87,9 @@ def by_hand(plain, name: str, change, is_bos):
         handle.remove()
 
 
-def where_bos(model, batch: Encoded):
-    return lambda shape: batch.ids == bos_id(model.tokenizer)
+def where_first(batch: Encoded):
+    """BOS, or what stands first where there is none."""
+    return lambda shape: batch.attention.bool() & (batch.attention.cumsum(1) == 1)
 
 
 def reconstruction(one: Dictionary):
@@ -115,7 +116,7 @@ def test_an_sae_replaced_or_edited_is_what_a_hand_computation_says(model, plain,
         (reconstruction(one), replaced(model, {site: one})),
         (edit_of(one), edited(model, {site: one}, half)),
     ):
-        with by_hand(plain, name, change, where_bos(model, batch)):
+        with by_hand(plain, name, change, where_first(batch)):
             wanted = plain(**run).logits
         with context:
             found = model.hf(**run).logits
@@ -199,7 +200,7 @@ def test_gradients_of_features_are_what_a_small_edit_does(model, batch):
     feature = int(f.grad.abs().sum((0, 1)).argmax())
     small = torch.zeros(f.shape[-1], dtype=f.dtype)
     small[feature] = 1e-2  # norms compute in float32 whatever the model's precision
-    not_bos = (batch.ids != bos_id(model.tokenizer))[..., None]
+    not_bos = ~where_first(batch)(batch.ids.shape)[..., None]
     after = []
     for sign in (1, -1):
         with torch.no_grad(), edited(model, {site: one}, lambda site, f, sign=sign: f + sign * small):

@@ -9,6 +9,7 @@ from lib.model.conditions import replaced_logits
 from lib.model.encoding import encode
 from lib.model.generation import generate
 from lib.model.hooks import recorded, replaced
+from lib.tests import real
 from lib.tests.at import at
 from lib.texts.prompts import written
 
@@ -112,7 +113,8 @@ def test_replacing_by_something_else_does_change(tiny, plain, batch):
     )
     wanted = plain(batch.ids, attention_mask=batch.attention).logits
     handle.remove()
-    assert torch.allclose(out, wanted, atol=1e-5)
+    of_text = batch.attention.bool()
+    assert torch.allclose(out[of_text], wanted[of_text], atol=1e-5)
     assert not torch.allclose(out, plain(batch.ids, attention_mask=batch.attention).logits, atol=1e-2)
 
 
@@ -172,6 +174,39 @@ def test_what_several_conditions_share_is_run_once(tiny, batch):
 
 
 @torch.no_grad()
+def test_where_there_is_no_bos_the_first_token_of_each_text_keeps_its_mlp():
+    """Padded on the left, on the right and not at all; and with a cache only in the pass that has it."""
+    model = models.bridged(real.model("llama"), real.tokenizer("llama"))
+    site, seen = model.site("trained", 1), []
+    texts = [model.tokenizer(text).input_ids for text in ("What is 12 plus 30?", "Copy this", "One more line of text, longer")]
+
+    def sevens(x):
+        return torch.full_like(x, 7.0)
+
+    def looked(tensor, hook):
+        seen.append(tensor.clone())
+
+    for side in ("left", "right"):
+        batch = model.tokenizer.pad({"input_ids": texts}, padding_side=side, return_tensors="pt")
+        seen.clear()
+        with replaced(model, {site: sevens}), model.hooks([(site.write, looked)]), torch.no_grad():
+            model.hf(**batch, use_cache=False)
+        of_text = batch.attention_mask.bool()
+        first = of_text & (of_text.cumsum(1) == 1)
+        assert (seen[0][of_text & ~first] == 7.0).all() and (seen[0][first] != 7.0).any(-1).all()
+    with replaced(model, {site: sevens}), torch.no_grad():
+        batch = model.tokenizer.pad({"input_ids": texts}, padding_side="left", return_tensors="pt")
+        cached = model.hf.generate(**batch, max_new_tokens=5, do_sample=False)
+        ids, attention = batch.input_ids, batch.attention_mask
+        for _ in range(5):
+            position = (attention.cumsum(1) - 1).clamp(min=0)
+            logits = model.hf(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=False).logits[:, -1]
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
+            attention = torch.cat([attention, attention.new_ones(len(ids), 1)], 1)
+    ends = (ids[:, -5:] == model.tokenizer.eos_token_id).cumsum(1).bool()
+    assert torch.equal(cached[:, -5:][~ends], ids[:, -5:][~ends])
+
+
 def test_bos_keeps_its_mlp_wherever_it_stands(tiny):
     ids = tiny.tokenizer(["a", "a longer text 12"], return_tensors="pt", padding=True, padding_side="left")
     bos = ids.input_ids == tiny.tokenizer.bos_token_id
@@ -186,7 +221,7 @@ def test_bos_keeps_its_mlp_wherever_it_stands(tiny):
         tiny.hf(**ids)
     after = cache["blocks.0.hook_out"] - cache["blocks.0.hook_resid_mid"]
     assert torch.allclose(after[bos], before[bos], atol=1e-5)
-    assert torch.allclose(after[~bos], torch.tensor(7.0), atol=1e-5)
+    assert torch.allclose(after[~bos & ids.attention_mask.bool()], torch.tensor(7.0), atol=1e-5)
 
 
 @pytest.mark.parametrize("hooked", [False, True])
@@ -236,7 +271,7 @@ def test_a_half_precision_model_meets_a_float32_transcoder(folder, batch):
 
 def hooks_left(model):
     points = {id(point): point for point in model.bridge.hook_dict.values()}.values()
-    return sum(len(point.fwd_hooks) for point in points)
+    return sum(len(point.fwd_hooks) for point in points) + len(model.hf._forward_pre_hooks)
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ def test_the_published_site_is_the_stream_before_the_norm_over_root_d(model, pla
     handle.remove()
     held = activations.collect(model, [model.site("published", LAYER)], [batch])
     right = activations.collect(model, [model.site("trained", LAYER)], [batch])
-    keep = batch.attention.bool() & (batch.ids != (2 if real.puts_bos(model.hf) else -1))
+    keep = batch.attention.bool() & (batch.attention.cumsum(1) > 1)
     root = model.d_model**0.5
     assert torch.allclose(held.x[0] * root, stream["h"][keep].float(), atol=1e-4)
     assert torch.allclose(held.y * root, right.y, atol=1e-4)
@@ -207,10 +207,10 @@ def test_the_bridge_is_the_model(model, plain, batch):
 
 
 def check_bos(model):
-    """A replacement, and what is streamed, leave out the <bos> that the tokenizer puts in front, and nothing else."""
+    """A replacement, and what is streamed, leave out the first token, <bos> where there is one, and nothing else."""
     ids = model.tokenizer(["a", "a longer text 12"], return_tensors="pt", padding=True, padding_side="left")
     bos = torch.zeros_like(ids.input_ids, dtype=torch.bool)
-    bos[[0, 1], ids.attention_mask.argmax(1)] = real.puts_bos(model.hf)
+    bos[[0, 1], ids.attention_mask.argmax(1)] = True
     write = model.site("trained", 0).write
     with torch.no_grad(), recorded(model, [write]) as cache:
         model.hf(**ids)
@@ -221,18 +221,23 @@ def check_bos(model):
     assert torch.allclose(after[bos], before[bos], atol=1e-5)
     assert torch.allclose(after[~bos & ids.attention_mask.bool()], torch.tensor(7.0, dtype=after.dtype), atol=1e-5)
     one = encode(model.tokenizer, written("negative", 1, "test", 0))
-    assert activations.collect(model, sites(model, [0]), [one]).x.shape[1] == one.attention.sum() - int(real.puts_bos(model.hf))
+    assert activations.collect(model, sites(model, [0]), [one]).x.shape[1] == one.attention.sum() - 1
 
 
-def test_bos_keeps_its_mlp_where_the_tokenizer_puts_one(model):
+def test_the_first_token_keeps_its_mlp(model):
     check_bos(model)
 
 
 def test_a_missing_or_wrong_bos_mask_is_caught(model, monkeypatch):
-    masks = [model.tokenizer.eos_token_id, *([-1] if real.puts_bos(model.hf) else [])]
-    for masked in masks:
-        monkeypatch.setattr("lib.model.hooks.bos_id", lambda tokenizer, masked=masked: masked)
-        monkeypatch.setattr("lib.model.encoding.bos_id", lambda tokenizer, masked=masked: masked)
+    def everywhere(tokenizer, ids, attention):
+        return attention[:, -ids.shape[1] :].bool()
+
+    def but_the_second(tokenizer, ids, attention):
+        return everywhere(tokenizer, ids, attention) & (attention.cumsum(1) != 2)[:, -ids.shape[1] :]
+
+    for wrong in (everywhere, but_the_second):
+        monkeypatch.setattr("lib.model.hooks.acted_on", wrong)
+        monkeypatch.setattr("lib.model.encoding.acted_on", wrong)
         with pytest.raises(AssertionError):
             check_bos(model)
 
