@@ -133,14 +133,17 @@ def gathered(settings: Text, model: LanguageModel, folder: Path, seed: int) -> d
         if own:
             found[split]["written"] = [text for text in own if natural.split_of(text) == split]
         if settings.corpus:
-            found[split]["corpus"] = list(islice(corpus.documents(f"natural/{split}/{seed}"), settings.corpus // share))
+            own_kind = islice(corpus.documents(f"natural/{split}/{seed}"), settings.corpus // share)
+            found[split]["corpus"] = [Document("corpus", document.text) for document in own_kind]
     every = [document for of in found.pop("train").values() for document in of]
     random.Random(seed).shuffle(every)
     rows, counts = packed(model.tokenizer, every, settings.context)
+    if not len(rows):
+        raise ValueError(f"no row of {settings.context} tokens of text; raise the amounts in transcoders.made.text")
     kept = {f"tokens/{kind}": torch.tensor(n) for kind, n in counts.items()}
     for split, kinds in found.items():
         kept |= {f"{split}/{kind}": packed(model.tokenizer, some, settings.context)[0] for kind, some in kinds.items()}
-    return {"train": rows, **kept}
+    return {"train": rows, **{name: tensor for name, tensor in kept.items() if tensor.numel()}}
 
 
 def written(settings: Text, model: LanguageModel, folder: Path, seed: int) -> list[Document]:
@@ -169,8 +172,4 @@ def packed(
         counts[document.kind] = counts.get(document.kind, 0) + len(own)
         ids += own
     n = len(ids) // context
-    if not n:
-        raise ValueError(
-            f"{len(ids)} tokens of text do not fill a row of {context}; raise the amounts in transcoders.made.text"
-        )
     return torch.tensor(ids[: n * context], dtype=torch.int32).view(n, context), counts

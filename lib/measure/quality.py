@@ -61,16 +61,17 @@ def quality(
                 error.append((one.decode(f, x_part) - y_part).square().sum(-1))
                 active.append((f > 0).sum(-1))
                 fired |= (f > 0).any(0)
-            with_first = {}
+            of_rows, with_first = metrics.by_prompt(torch.cat(error), held.prompt), {}
             if first is not None:
-                error_there = (one(first.x[i]) - first.y[i]).square().sum()
-                everything = torch.cat([y, first.y[i]])
-                variance_of_all = (everything - everything.mean(0)).square().sum()
-                with_first["fvu_with_first"] = float((torch.cat(error).sum() + error_there) / variance_of_all)
+                there = metrics.by_prompt((one(first.x[i]) - first.y[i]).square().sum(-1), first.prompt)
+                centre = torch.cat([y, first.y[i]]).mean(0)
+                parts = ((y, held.prompt), (first.y[i], first.prompt))
+                around = sum(metrics.by_prompt((part - centre).square().sum(-1), prompt) for part, prompt in parts)
+                with_first = stats.ratio(of_rows + there, around).columns("fvu_with_first")
             rows.append({
                 "layer": site.layer, "average_l0": average_l0,
                 **stats.ratio(metrics.by_prompt(torch.cat(active), held.prompt), tokens).columns("l0"),
-                **stats.ratio(metrics.by_prompt(torch.cat(error), held.prompt), variance).columns("fvu"),
+                **stats.ratio(of_rows, variance).columns("fvu"),
                 **with_first, **stats.ratio(ablated - ce, ablated - clean).columns("ce_recovered"),
                 **stats.rate((~fired).cpu()).columns("dead"),
                 "d_sae": one.d_sae, "n": len(tokens), "n_tokens": len(held.prompt),

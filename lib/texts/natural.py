@@ -10,6 +10,7 @@ import inspect
 import random
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from lib.texts.corpus import Document
@@ -27,23 +28,10 @@ PACKAGES = (
 PIECE = 2_000
 """Characters: longer texts are cut, between lines, into pieces of about so many."""
 SHORTEST = 200
+OF_A_FILE = 20
+"""Texts at most, so that none is all there is."""
 SHARES = {"validation": 1, "test": 5}
 """Of a hundred texts, those held out."""
-
-
-def documents(kind: str) -> Iterator[Document]:
-    """All texts of a kind, `prose`, `docstring` or `code`, each once, package by package."""
-    seen = set()
-    for package in PACKAGES:
-        try:
-            files = importlib.metadata.files(package) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        for file in sorted(files, key=str):
-            for text in KINDS[kind](Path(file.locate())):
-                if len(text) >= SHORTEST and (mark := hashlib.blake2b(text.encode(), digest_size=8).digest()) not in seen:
-                    seen.add(mark)
-                    yield Document(kind, text)
 
 
 def split_of(document: Document) -> str:
@@ -56,16 +44,29 @@ def split_of(document: Document) -> str:
 
 
 def drawn(kind: str, characters: int, split: str, seed: int = 0) -> list[Document]:
-    """Texts of a kind and a split in a random order, of about so many characters in all."""
-    found = [document for document in documents(kind) if split_of(document) == split]
-    random.Random(f"{kind}/{seed}").shuffle(found)
-    chosen, total = [], 0
-    for document in found:
+    """Texts of a kind, `prose`, `docstring` or `code`, and a split, each once, of about so many characters in all.
+
+    Files are taken in a random order, and no more are read than it takes.
+    """
+    paths = sorted({path for package in PACKAGES for path in _files(package)})
+    random.Random(f"{kind}/{seed}").shuffle(paths)
+    found: dict[str, Document] = {}
+    total = 0
+    for path in paths:
+        for text in islice(KINDS[kind](path), OF_A_FILE):
+            if len(text) >= SHORTEST and text not in found and split_of(document := Document(kind, text)) == split:
+                found[text] = document
+                total += len(text)
         if total >= characters:
             break
-        chosen.append(document)
-        total += len(document.text)
-    return chosen
+    return list(found.values())
+
+
+def _files(package: str) -> list[Path]:
+    try:
+        return [Path(file.locate()) for file in importlib.metadata.files(package) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def _prose(file: Path) -> Iterator[str]:
