@@ -169,3 +169,17 @@ def test_the_figures_quoted_are_those_of_the_published_tables():
     dose = b.dropna(subset="alpha").groupby(["subset", "alpha"]).tool_call_rate.mean()
     spans = [f"{dose[s, 0]:.2f} to {dose[s, 1]:.2f} on" for s in ("tool", "tool_ood")]
     assert all(span in quoted["D12"] for span in spans) and f"{dose['copy'].max():.2f}" in quoted["D13"]
+
+
+def test_ledgers_of_models_stand_side_by_side():
+    """What two models say of each claim, and what would decide it where they differ."""
+    ids = list(claims.BY_ID)
+    verdicts = [claims.REPRODUCED, claims.REFUTED, claims.ARTEFACT, claims.UNTESTABLE]
+    one = pd.DataFrame({"id": ids, "verdict": [verdicts[i % 4] for i in range(len(ids))]})
+    other = pd.DataFrame({"id": ids[:-1], "verdict": [claims.REPRODUCED] * (len(ids) - 1)})
+    found = claims.beside({"a": one, "b": other}).set_index("id")
+    assert list(found.a) == list(one.verdict) and found.b.isna().tolist() == [False] * (len(ids) - 1) + [True]
+    said = found["what would decide"]
+    assert said[ids[0]] == said[ids[-1]] == ""  # the same, and one that is missing
+    assert said[ids[1]].startswith("a third model") and said[ids[2]].startswith("the published site")
+    assert said[ids[3]].startswith("a setting in which raw and base alone differ")
