@@ -9,9 +9,10 @@ import torch
 from lib.base.text import Source
 from lib.book.fingerprint import fingerprint
 from lib.book.paths import discard, replacing
+from lib.dictionary.checkpoint import Checkpoint
 from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import save_npz
-from lib.dictionary.training import Checkpoint, train
+from lib.dictionary.training import train
 from lib.model import activations
 from lib.model.models import LanguageModel, layers_of
 from lib.profiles.tables import Profile

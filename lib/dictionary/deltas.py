@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from lib.book.fingerprint import code, fingerprint
 from lib.dictionary import bases, elsewhere
+from lib.dictionary.checkpoint import Checkpoint
 from lib.dictionary.dictionaries import BaseDelta, Dictionary
 from lib.dictionary.layouts import load_npz, save_npz
-from lib.dictionary.training import Batch, Checkpoint, train, validate, variance
+from lib.dictionary.training import Batch, train, validate, variance
 from lib.model import activations, precision
 from lib.model.encoding import Encoded
 from lib.model.hooks import Replacement

@@ -12,11 +12,7 @@ learn alone. Bases and deltas differ in data only:
 Features silent over the last `SILENCE` tokens have their bias raised until they fire again.
 """
 
-import pickle
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -24,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.book.paths import replacing
+from lib.dictionary.checkpoint import Checkpoint
 from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.gradients import gradients
 from lib.model import precision
@@ -34,40 +30,6 @@ SILENCE = 20_000
 FLOOR = 1e-2  # of a threshold that is moved to hold an L0
 
 Batch = tuple[Float[Tensor, "*n token d_model"], Float[Tensor, "*n token d_model"]]
-
-
-class Checkpoint:
-    """Where a training stood at its last check, in a file.
-
-    `of` says which training; what another one left in the file is passed over with a warning. `ValueError` for a damaged file.
-    """
-
-    def __init__(self, path: Path, of: str, device: torch.device | str = "cpu"):
-        self.path, self.of, self.state = path, of, {}
-        if path.exists():
-            try:
-                state = torch.load(path, device, weights_only=True)
-            except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-                raise ValueError(f"{path}: damaged or not a checkpoint; delete it to train from the start") from None
-            if not isinstance(state, dict) or state.get("of") != of:
-                warnings.warn(f"{path}: of another training (other settings, data or code); begun anew", stacklevel=3)
-                state = {}
-            self.state = state
-        self.began = time.time() - self.state.get("seconds", 0.0)
-
-    @property
-    def seconds(self) -> float:
-        """How long it took, in all its runs, up to now."""
-        return time.time() - self.began
-
-    @property
-    def step(self) -> int:
-        """How many steps are done."""
-        return self.state.get("step", 0)
-
-    def save(self, **state) -> None:
-        with replacing(self.path) as temporary:
-            torch.save({"of": self.of, "seconds": self.seconds, **state}, temporary)
 
 
 class Learner:

@@ -21,7 +21,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 from lib.book import arrays
 from lib.book.fingerprint import code, fingerprint
 from lib.book.paths import replacing
-from lib.dictionary.training import Checkpoint
+from lib.dictionary.checkpoint import Checkpoint
 from lib.model import precision
 from lib.model.encoding import Encoded
 from lib.model.models import LanguageModel

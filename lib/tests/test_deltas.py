@@ -11,9 +11,9 @@ import torch
 
 from lib.book.paths import Paths
 from lib.dictionary import bases, deltas
+from lib.dictionary.checkpoint import Checkpoint
 from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import load_npz, save_npz
-from lib.dictionary.training import Checkpoint
 from lib.model import activations, precision
 from lib.model.encoding import batches
 from lib.tests.at import other, sites

@@ -15,7 +15,7 @@ def without(tmp_path):
     """`smoke` without the study of a tool."""
     text = (profiles.FOLDER / "smoke.toml").read_text()
     file = tmp_path / "no-study.toml"
-    file.write_text(text[: text.index("[tool.prompts]")] + text[text.index("[organism]") :])
+    file.write_text(text[: text.index("[tool]")] + text[text.index("[organism]") :])
     profile = profiles.load(str(file))
     yield file, profile
     for made in (profile.paths.data, profile.paths.build, profile.paths.figures):
