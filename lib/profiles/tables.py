@@ -148,6 +148,9 @@ class Evaluation(_Table):
     alphas: Annotated[list[NonNegativeFloat], *RISING, AfterValidator(_named_apart)]
     margin: Count = 8
     """Tokens that a generation may be longer than its target."""
+    beside: Count | None = None
+    """Prompts of each kind at most in chapters 7 to 10, which measure the same under many conditions; their own number where
+    it is left out."""
     generate_batch: Count
     """Prompts generated at once."""
     forward_batch: Count
