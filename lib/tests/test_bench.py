@@ -1,6 +1,7 @@
 """The published procedure gives our numbers; the bench writes its tables and goes on where it stopped. None looks at a time."""
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -16,15 +17,15 @@ from lib.dictionary.layouts import save_npz
 from lib.dictionary.training import train
 from lib.model import activations, encoding
 from lib.studies.tool import scores, splits
+from lib.tests import real
 from lib.texts import jsonl
 
 AMOUNT = workplace.Amount(runs=2, capture=6, exp1=3, exp2=3, cut=10, shapes=((12, 48),), d_new=4, batch=32, steps=4, at_once=2)
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory, folder, smoke, tiny):
-    """What chapters 1 to 3 leave, in a folder of its own; all but the prompts are random."""
-    root = tmp_path_factory.mktemp("book")
+@contextmanager
+def made(root, folder, smoke, tiny):
+    """What chapters 1 to 3 leave, in a folder of its own, with the model in `folder`; all but the prompts are random."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "ROOT", root)
         transcoders = smoke.transcoders.model_copy(update={"source": str(root / "transcoders")})
@@ -43,7 +44,24 @@ def work(tmp_path_factory, folder, smoke, tiny):
         yield workplace.Workplace(profile, AMOUNT)
 
 
-def test_one_line_at_a_time_captures_what_one_stream_does(work):
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, folder, smoke, tiny):
+    with made(tmp_path_factory.mktemp("book"), folder, smoke, tiny) as place:
+        yield place
+
+
+@pytest.fixture(params=["gemma2", "llama"])
+def either(request, tmp_path, work, smoke, tiny):
+    """With a Gemma-2, and with a Llama, whose tokenizer puts no BOS in front."""
+    if request.param == "gemma2":
+        yield work
+    else:
+        with made(tmp_path / "book", real.save("llama", tmp_path / "llama", ends=3.0), smoke, tiny) as place:
+            yield place
+
+
+def test_one_line_at_a_time_captures_what_one_stream_does(either):
+    work = either
     asked = sorted(work.prompts("train", 9), key=lambda p: encoding.length(work.model.tokenizer, p))  # as ours streams them
     x, y = as_published.capture(work.load, work.layers, asked)
     held = work.captured(work.model, "train", 9)
@@ -77,7 +95,8 @@ def test_the_whole_grid_reaches_the_same_loss(work):
     assert work.grid_ours() == pytest.approx(work.grid_published(), rel=1e-3)
 
 
-def test_exp1_has_the_same_columns_one_prompt_at_a_time(work):
+def test_exp1_has_the_same_columns_one_prompt_at_a_time(either):
+    work = either
     keys = ["layer", "d_new", "percentile"]
     ours, theirs = (table.set_index(keys).sort_index() for table in (work.exp1_ours(), work.exp1_published()))
     assert len(theirs) == 2 * 2 * 2 and len(theirs.columns) == 9 and list(ours.index) == list(theirs.index)
@@ -86,7 +105,8 @@ def test_exp1_has_the_same_columns_one_prompt_at_a_time(work):
     assert (theirs.dce_base.abs() > 1e-4).all() and (theirs.full_mean_cos != theirs.base_mean_cos).all()
 
 
-def test_exp2_writes_the_same_one_prompt_at_a_time(work, tmp_path):
+def test_exp2_writes_the_same_one_prompt_at_a_time(either, tmp_path):
+    work = either
     ours, (theirs, wrote) = work.exp2_ours(tmp_path), work.exp2_published()
     keys = ["layer", "subset", "condition"]
     both = ours.merge(theirs, on=keys, suffixes=("", "_theirs"))
@@ -103,6 +123,19 @@ def test_exp2_writes_the_same_one_prompt_at_a_time(work, tmp_path):
 
 def _texts(file):
     return [(place, (row["generation"],)) for place, row in jsonl.read_rows(file, ("generation",))]
+
+
+def test_a_forward_pass_and_its_products_alone_go_through_as_many_operations(either):
+    """Up to what attends: masked scores count in one and not in the other."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counted = []
+    for run in (either.forward_ours, either.forward_products):
+        either.asked  # noqa: B018
+        with FlopCounterMode(display=False) as counter:
+            run()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == pytest.approx(counted[1], rel=0.02)
 
 
 def test_hooks_are_gone_afterwards(work):
