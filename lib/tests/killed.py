@@ -1,6 +1,6 @@
 """Kill a job before each of its file events in turn, and see that the next run ends as an unbroken one.
 
-    python -m lib.tests.killed finetune|deltas|base [STRIDE]
+    python -m lib.tests.killed finetune|deltas|base|natural [STRIDE]
 
 Each run is a fork of this process, which has imported everything and computed nothing. Prints a line for each kill point
 after which the result differs, and how many points there were.
@@ -26,6 +26,7 @@ from lib.dictionary.layouts import save_npz
 from lib.model import encoding, finetune, models
 from lib.nano import pretrain as pretraining
 from lib.nano.pretrain import build_model, train_tokenizer
+from lib.profiles.organism import Text
 from lib.texts import prompts
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
@@ -64,7 +65,19 @@ def do_base(place: Path, made: Path) -> None:
     make.make(profile)
 
 
-JOBS = {"finetune": do_finetune, "deltas": do_deltas, "base": do_base}
+def do_natural(place: Path, made: Path) -> None:
+    """Base transcoders of a model that is there, of text that is gathered first."""
+    text = Text(corpus=60, written=2, written_tokens=4, context=16, rows=4, round=16, passes=2)
+    settings = SMOKE.transcoders.made.model_copy(update={"text": text, "probe_tokens": 600})
+    profile = SMOKE.model_copy(update={
+        "name": "killed", "organism": None,
+        "model": SMOKE.model.model_copy(update={"source": str(made)}),
+        "transcoders": SMOKE.transcoders.model_copy(update={"source": str(place / "transcoders"), "made": settings}),
+    })  # fmt: skip
+    make.make(profile)
+
+
+JOBS = {"finetune": do_finetune, "deltas": do_deltas, "base": do_base, "natural": do_natural}
 
 
 def forked(job, place: Path, made: Path, kill_before: int = -1) -> int:
