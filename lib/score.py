@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from lib import profiles
-from lib.studies.tool.scores import TOOL_RATES, outcomes, rates
+from lib.studies.tool.answers import TOOL_RATES, outcomes, rates
 from lib.texts.jsonl import read_rows
 from lib.texts.tool import CALCULATOR, Tool
 

@@ -25,7 +25,7 @@ from lib.model.encoding import tokens
 from lib.model.generation import plainly
 from lib.model.sites import ARCHITECTURES
 from lib.profiles.organism import Training
-from lib.studies.tool.scores import OUTCOMES, outcomes
+from lib.studies.tool.answers import OUTCOMES, outcomes
 from lib.texts.prompts import Prompt
 from lib.texts.tool import Tool
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib.measure import metrics
-from lib.studies.tool import scores
+from lib.studies.tool import answers
 from lib.texts.tool import CALCULATOR
 
 
@@ -47,7 +47,7 @@ def test_kl_by_hand():
 
 def test_outcomes():
     right = CALCULATOR.call("1+2")
-    found = scores.outcomes(
+    found = answers.outcomes(
         CALCULATOR,
         [right] * 5 + ["a 1"] * 2,
         [right, CALCULATOR.call("2+1"), "<tool_call>x</tool_call>", right[:-2], "3", "a 1", right],
@@ -57,9 +57,9 @@ def test_outcomes():
     assert found.parsed_rate.tolist() == [True, True, False, False, False, False, True]
     assert found.math_correct_rate.dropna().tolist() == [True, True, False, False, False]
     assert found.exact_match_rate.tolist() == [True, False, False, False, False, True, False]
-    rates = scores.rates(found)
+    rates = answers.rates(found)
     assert rates["math_correct_rate"].n == 5 and rates["math_correct_rate"].value == 0.4
 
 
 def test_rates_of_nothing_are_missing():
-    assert pd.isna(scores.rates(scores.outcomes(CALCULATOR, ["copy"], ["copy"]))["math_correct_rate"].value)
+    assert pd.isna(answers.rates(answers.outcomes(CALCULATOR, ["copy"], ["copy"]))["math_correct_rate"].value)

@@ -18,7 +18,7 @@ from lib.book.paths import NOTEBOOKS, ROOT
 from lib.measure import evaluation
 from lib.score import score
 from lib.studies.tool import scores, splits
-from lib.studies.tool.scores import outcomes
+from lib.studies.tool.answers import outcomes
 from lib.tests import real
 from lib.tests.at import other
 from lib.texts import jsonl, probes, prompts

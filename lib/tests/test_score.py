@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.score import main, score
-from lib.studies.tool.scores import outcomes
+from lib.studies.tool.answers import outcomes
 from lib.texts.jsonl import write_jsonl
 from lib.texts.tool import CALCULATOR
 
