@@ -133,17 +133,21 @@ def gathered(settings: Text, model: LanguageModel, folder: Path, seed: int) -> d
         if own:
             found[split]["written"] = [text for text in own if natural.split_of(text) == split]
         if settings.corpus:
-            own_kind = islice(corpus.documents(f"natural/{split}/{seed}"), settings.corpus // share)
+            own_kind = islice(corpus.documents(f"natural/{split}/{seed}"), max(1, settings.corpus // share))
             found[split]["corpus"] = [Document("corpus", document.text) for document in own_kind]
     every = [document for of in found.pop("train").values() for document in of]
     random.Random(seed).shuffle(every)
     rows, counts = packed(model.tokenizer, every, settings.context)
-    if not len(rows):
-        raise ValueError(f"no row of {settings.context} tokens of text; raise the amounts in transcoders.made.text")
-    kept = {f"tokens/{kind}": torch.tensor(n) for kind, n in counts.items()}
+    kept = {"train": rows} | {f"tokens/{kind}": torch.tensor(n) for kind, n in counts.items()}
     for split, kinds in found.items():
         kept |= {f"{split}/{kind}": packed(model.tokenizer, some, settings.context)[0] for kind, some in kinds.items()}
-    return {"train": rows, **{name: tensor for name, tensor in kept.items() if tensor.numel()}}
+    kept = {name: tensor for name, tensor in kept.items() if tensor.numel()}
+    for split in SPLITS:
+        if not any(name.split("/")[0] == split for name in kept):
+            raise ValueError(
+                f"no row of {settings.context} tokens of text for {split}; raise the amounts in transcoders.made.text"
+            )
+    return kept
 
 
 def written(settings: Text, model: LanguageModel, folder: Path, seed: int) -> list[Document]:

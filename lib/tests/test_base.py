@@ -134,6 +134,12 @@ def test_documents_stand_in_rows_one_after_another():
     assert text.packed(tokenizer, documents[:1], 1000)[0].shape == (0, 1000)
 
 
+def test_text_that_fills_no_row_is_one_line(llama, tmp_path):
+    with pytest.raises(ValueError, match="no row of 4096 tokens of text for train; raise the amounts") as error:
+        text.gathered(Text(corpus=3, context=4096), llama, tmp_path, 0)
+    assert "\n" not in str(error.value)
+
+
 # --- training ---
 
 

@@ -93,8 +93,8 @@ def test_sae_lens_loads_base_plus_delta_as_one_transcoder(job, pair, x, tmp_path
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_attached_by_sae_lens_the_model_is_as_with_our_hooks(job, architecture, tmp_path):
-    """sae-lens finds both hook points by the names in the config; on text without BOS, which it does not spare."""
+def test_attached_by_sae_lens_the_model_is_as_with_our_hooks(job, architecture, tmp_path, monkeypatch):
+    """sae-lens finds both hook points by the names in the config; it acts on every token, so here ours do too."""
     from sae_lens import SAE
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
@@ -108,6 +108,7 @@ def test_attached_by_sae_lens_the_model_is_as_with_our_hooks(job, architecture, 
     hf, tokenizer = models.load_hf(place, "float32")
     bridge = SAETransformerBridge.boot_transformers(str(place), hf_model=hf, tokenizer=tokenizer)
     ids = torch.arange(300, 340).reshape(2, 20)
+    monkeypatch.setattr("lib.model.hooks.acted_on", lambda tokenizer, ids, attention: torch.ones_like(ids).bool())
     with replaced(model, {site: pair}):
         ours = model.hf(ids).logits
     assert torch.allclose(bridge.run_with_saes(ids, saes=[theirs]), ours, atol=1e-3)
