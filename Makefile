@@ -36,12 +36,17 @@ endif
 SPACE := $(subst ,, )
 after = <$(subst $(SPACE),+,$(call says,after,$(1)))>
 AFTER := $(foreach n,$(NOTEBOOKS),$(call after,$(n)))
-SHARE := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) ))}
+SHARE = env $(KEEPING:%=-u %) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) ))}
 share = $(if $(filter-out 1,$(JOBS)),$(if $(word 2,$(filter $(call after,$(1)),$(AFTER))),$(SHARE)))
 
 # idle threads spin only briefly, and beside other work lib.run lets none spin
 export GOMP_SPINCOUNT = 10000
-# large tensors in large pages, of which the system zeroes fewer; keeping all freed memory besides took twice as much of it
+# glibc keeps freed memory, in large pages, instead of asking the system for zeroed pages at each large tensor; chapters side
+# by side give it back, for each would keep ten times what it uses
+KEEPING := MALLOC_MMAP_MAX_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 4294967296
+export MALLOC_TOP_PAD_ = 268435456
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 export TOKENIZERS_PARALLELISM = false
 export PYTHONUTF8 = 1

@@ -188,8 +188,9 @@ def test_memory_and_time_of_training_are_as_planned(tmp_path):
     for planned, data_gb in zip(run("planned", ""), ("8", "0"), strict=True):
         [measured] = run(data_gb, str(tmp_path))
         assert planned[0] == pytest.approx(measured[0], rel=0.25)
-        for a, b in zip(planned[1:], measured[1:], strict=True):
-            assert 0.5 < a / b < 2
+        if "PYTEST_XDIST_WORKER" not in os.environ:  # beside other tests the two are not measured on one machine
+            for a, b in zip(planned[1:], measured[1:], strict=True):
+                assert 0.5 < a / b < 2
 
 
 def test_the_chapters_of_nano_took_what_is_planned():
