@@ -20,7 +20,7 @@ from lib.book.results import with_intervals
 from lib.measure.quality import losses, quality
 from lib.model.gguf import ORIGIN
 from lib.model.models import LanguageModel, layers_of
-from lib.nano.card import abilities, of_making, of_organism
+from lib.nano.card import abilities, of_making, of_organism, shares
 from lib.profiles.tables import Profile
 
 CARD = "card.json"
@@ -66,9 +66,9 @@ def weights(card: dict) -> str:
     if "stored_as" not in of:
         return f"Weights: {of['source']}." if of else "Weights made by this project."
     total = sum(of["stored_as"].values())
-    shares = ", ".join(f"{n / total:.1%} as {kind}" for kind, n in of["stored_as"].items())
+    types = ", ".join(f"{n / total:.1%} as {kind}" for kind, n in of["stored_as"].items())
     return (
-        f"Weights: `{of['file']}` of the package {of['name']} {of['version']}, quantized ({shares}) and turned back into plain "
+        f"Weights: `{of['file']}` of the package {of['name']} {of['version']}, quantized ({types}) and turned back into plain "
         "numbers; they are near the model that was released, and not equal to it."
     )
 
@@ -84,7 +84,7 @@ def card_text(name: str, card: dict) -> str:
     columns = [column for column in ("l0", "fvu", "fvu_with_first", "ce_recovered", "dead") if column in quality]
     intervals = with_intervals(quality, ["layer"], columns).to_markdown(index=False)
     kinds = card["text_tokens_by_kind"]
-    of_text = f"on {shares(kinds)}" if kinds else "on its corpus"
+    of_text = f"on {sum(kinds.values()):,} tokens ({shares(kinds)})" if kinds else "on its corpus"
     return f"""# Model card: {name}
 
 {of_making(card) if "corpus_tokens_by_kind" in card else weights(card)}
@@ -107,10 +107,3 @@ mean ablation; `dead` is the share of features never active on these tokens (its
 
 {intervals}
 """
-
-
-def shares(kinds: dict[str, int]) -> str:
-    """Tokens in all, and each kind's share."""
-    total = sum(kinds.values())
-    of_each = "; ".join(f"{kind} {n / total:.1%}" for kind, n in sorted(kinds.items(), key=lambda k: -k[1]))
-    return f"{total:,} tokens ({of_each})"

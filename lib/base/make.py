@@ -43,7 +43,8 @@ def _make(profile: Profile, again: bool) -> None:
     model_folder, scope = ROOT / profile.model.source, ROOT / profile.transcoders.source
     folder, organism = scope.parent, profile.organism
     if again:
-        for path in (model_folder, scope, folder / "text.safetensors", folder / "written"):
+        made_here = [model_folder] if profile.model.package or organism else []  # another model is its owner's
+        for path in (*made_here, scope, folder / "text.safetensors", folder / "written"):
             discard(path)
         (folder / CARD).unlink(missing_ok=True)
     if not model_folder.exists() and profile.model.package:

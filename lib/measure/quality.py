@@ -51,6 +51,11 @@ def quality(
         x, y = held.x[i], held.y[i]
         centre = y.mean(0)
         variance = metrics.by_prompt((y - centre).square().sum(-1), held.prompt)
+        if first is not None:
+            x_first, y_first = first.x[i], first.y[i]
+            of_all = torch.cat([y, y_first]).mean(0)
+            parts = ((y, held.prompt), (y_first, first.prompt))
+            around = sum(metrics.by_prompt((part - of_all).square().sum(-1), prompt) for part, prompt in parts)
         offer = {l0: load().to(x.device) for l0, load in on_offer(settings, site.layer, model, site).items()}
         ablation = {site: Constant(centre)}
         (clean, ablated, *substituted), _ = losses(model, ce_batches, [{}, ablation, *({site: one} for one in offer.values())])
@@ -63,10 +68,7 @@ def quality(
                 fired |= (f > 0).any(0)
             of_rows, with_first = metrics.by_prompt(torch.cat(error), held.prompt), {}
             if first is not None:
-                there = metrics.by_prompt((one(first.x[i]) - first.y[i]).square().sum(-1), first.prompt)
-                centre = torch.cat([y, first.y[i]]).mean(0)
-                parts = ((y, held.prompt), (first.y[i], first.prompt))
-                around = sum(metrics.by_prompt((part - centre).square().sum(-1), prompt) for part, prompt in parts)
+                there = metrics.by_prompt((one(x_first) - y_first).square().sum(-1), first.prompt)
                 with_first = stats.ratio(of_rows + there, around).columns("fvu_with_first")
             rows.append({
                 "layer": site.layer, "average_l0": average_l0,

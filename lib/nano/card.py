@@ -122,15 +122,20 @@ def abilities(model: LanguageModel, organism: Organism, folder: Path) -> dict:
     }
 
 
+def shares(kinds: dict[str, int]) -> str:
+    """Each kind's share, the largest first."""
+    total = sum(kinds.values())
+    return "; ".join(f"{kind} {n / total:.1%}" for kind, n in sorted(kinds.items(), key=lambda k: -k[1]))
+
+
 def of_making(card: dict) -> str:
     """How it was made, in sentences."""
     kinds, total = card["corpus_tokens_by_kind"], card["tokens"]
-    shares = "; ".join(f"{kind} {n / total:.1%}" for kind, n in sorted(kinds.items(), key=lambda k: -k[1]))
     return f"""A small Gemma-2 (`Gemma2ForCausalLM`) and transcoders for all its layers, made by this project from text that it
 writes itself (`lib/nano`). It is a model organism for the chapters of the book and knows nothing of the world.
 
 Training: {total:,} tokens once, seed {card["model"]["seed"]}, {card["pretraining_seconds"] / 60:.0f} minutes. Weights are
-stored in half precision. Corpus, share of tokens: {shares}."""
+stored in half precision. Corpus, share of tokens: {shares(kinds)}."""
 
 
 def of_organism(card: dict) -> dict[str, dict]:
