@@ -81,7 +81,7 @@ def with_earlier(
     """
     rows = {}
     if file.exists():
-        rows = {tuple(row[key] for key in keys): row for row in pd.read_csv(file).to_dict("records")}
+        rows = {tuple(row[key] for key in keys): row for row in pd.read_csv(file, dtype={"code": str}).to_dict("records")}
     for i, (key, compute) in enumerate(wanted.items(), 1):
         shown = f"[{i}/{len(wanted)}] {', '.join(map(str, key))}"
         if not again and key in rows and rows[key]["code"] == mark:

@@ -149,6 +149,7 @@ def test_hooks_are_gone_afterwards(work):
 
 def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, capsys):
     drawn = []
+    monkeypatch.setattr(report, "code", lambda profile: "12e4567890")  # a mark may read as a number
     monkeypatch.setattr(report.plots, "save_figure", lambda fig, path, numbers, alt: drawn.append((path.name, len(numbers))))
     amount = replace(AMOUNT, exp1=2, exp2=2)
     table = report.bench(work.profile, amount)
