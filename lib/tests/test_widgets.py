@@ -6,10 +6,11 @@ import torch
 
 from lib.dictionary.dictionaries import BaseDelta, Dictionary
 from lib.model.conditions import resumed
+from lib.model.encoding import asked
 from lib.model.generation import generate
-from lib.model.hooks import recorded, replaced
+from lib.model.hooks import edited, recorded, replaced
 from lib.tests.at import at
-from lib.widgets import dial
+from lib.widgets import dial, explorer
 
 
 def loud(d_sae: int, seed: int) -> Dictionary:
@@ -145,3 +146,73 @@ def test_no_two_threads_have_hooks_on_one_model(tiny):
 
     together(hooked, hooked, hooked)
     assert not any(point.fwd_hooks for point in tiny.points.values())
+
+
+# --- the explorer ---
+
+
+@pytest.fixture
+def explored(tiny):
+    sae = loud(24, 3).changed(b_enc=torch.full((24,), -0.5))
+    site = tiny.site("resid_post", 0)
+    return (
+        explorer(lambda: tiny, lambda model: (site, sae), "Room 12 & 3", {4: "<b>digits</b>"}, lambda i: f"<p>page {i}</p>", 8),
+        site,
+        sae,
+    )
+
+
+def test_the_explorer_shows_every_feature_that_fires_token_by_token(tiny, explored):
+    box, _, sae = explored
+    text, look, token, feature, lines, *_ = box.children
+    assert token.options == () and "Room" in box._repr_mimebundle_()["text/html"]
+    look.click()
+    ids = asked(tiny.tokenizer, text.value)
+    with torch.no_grad():
+        f = sae.encode(tiny.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0])
+    f[0] = 0  # <bos>
+    for place in (-1, 2, 3):
+        token.value = place
+        values = f.max(0).values if place < 0 else f[place]
+        assert {i for _, i in feature.options} == set(values.nonzero()[:, 0].tolist())
+        shown = [values[i].item() for _, i in feature.options]
+        assert shown == sorted(shown, reverse=True)
+    assert len(token.options) == len(ids) + 1
+    token.value = -1
+    feature.value = feature.options[1][1]
+    told = [float(part.split('"')[0]) for part in lines.value.split('title="')[1:]]
+    assert told == pytest.approx(f[:, feature.value].tolist(), rel=1e-2, abs=1e-3)
+    assert "&amp;" in lines.value and f"page {feature.value}" in lines.value
+
+
+def test_the_explorer_writes_with_the_feature_changed(tiny, explored):
+    box, site, sae = explored
+    text, look, _, feature, _, factor, write, plain, changed = box.children
+    look.click()
+    seen, chosen, ids = set(), feature.value, [asked(tiny.tokenizer, text.value)]
+    for times in (0.0, 1.0, 5.0):
+        factor.value = times
+        write.click()
+
+        def edit(_, f, times=times):
+            return torch.cat([f[..., :chosen], times * f[..., [chosen]], f[..., chosen + 1 :]], -1)
+
+        assert plain.value == generate(tiny.hf, tiny.tokenizer, ids, 8)[0]
+        with edited(tiny, {site: sae}, edit):
+            assert changed.value == generate(tiny.hf, tiny.tokenizer, ids, 8)[0]
+        seen.add(changed.value)
+        if times == 1:
+            assert changed.value == plain.value
+    assert len(seen) > 1
+
+
+def test_the_explorer_answers_what_it_cannot_do_in_one_line(tiny, explored):
+    box, *_ = explored
+    text, look, _, _, lines, *_ = box.children
+    for value, said in (("  ", "no text"), ("word " * 4000, "too many for the model")):
+        text.value = value
+        look.click()
+        assert said in lines.value
+    text.value = "Room 1"
+    look.click()
+    assert "title=" in lines.value
