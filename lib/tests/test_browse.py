@@ -160,7 +160,7 @@ def test_nearest_and_promoted_by_hand(tiny, site, sae, texts):
 
 @pytest.fixture(scope="module")
 def planted(tiny, site, texts):
-    """A dictionary whose feature 7 fires on tokens with a digit, by a linear probe that tells them apart; the rest is random."""
+    """A dictionary whose feature 7 fires on tokens with a digit, by a linear probe; the rest is random."""
     rows, labels = [], []
     for batch in texts:
         with recorded(tiny, [site.read]) as seen, torch.no_grad():
