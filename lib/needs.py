@@ -3,8 +3,8 @@
     python -m lib.needs --profile nano
 
 writes `build/<profile>/needs/<chapter>`: fingerprints of the chapter's code with all of `lib` that it stands on, of the
-profile, and of the files that the profile names. Where a file that the chapter wrote is gone, its need is renewed too. Names of
-files are in no rule of make, so that they may be what they like.
+profile but for the tables of other studies, and of the files that the profile names. Where a file that the chapter wrote is
+gone, its need is renewed too. Names of files are in no rule of make, so that they may be what they like.
 """
 
 import argparse
@@ -22,10 +22,12 @@ def needs(source: str) -> None:
     """Renew the files of a profile."""
     profile = profiles.load(source)
     folder = profile.paths.build / "needs"
-    common = [profile, state(profile.inputs), versions()]
+    common = [state(profile.inputs), versions()]
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
         need, record = folder / notebook.stem, profile.paths.build / f"{notebook.stem}.json"
-        of = fingerprint(*common, notebook.read_text(encoding="utf-8"), code(notebook))
+        text = notebook.read_text(encoding="utf-8")
+        own = profiles.load(source, json.loads(text)["metadata"].get("study", "tool"))
+        of = fingerprint(own, *common, text, code(notebook))
         if _lost(record) or not need.exists() or not need.read_text().startswith(of):
             with replacing(need) as temporary:
                 temporary.write_text(f"{of} {uuid.uuid4().hex}\n")

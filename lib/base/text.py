@@ -44,8 +44,8 @@ class Source(Protocol):
     resumes: bool
     """Whether `batches` can begin anywhere."""
 
-    def batches(self, sites: Sequence[Site], start: int) -> Iterator[Batch]:
-        """What the trainer takes, (site, 1, token, d_model), from a step on."""
+    def batches(self, sites: Sequence[Site], start: int, size: int) -> Iterator[Batch]:
+        """What the trainer takes, (site, 1, token, d_model), `size` tokens at a step, from a step on."""
 
     def held_out(self, tokens: int, split: str) -> dict[str, list[Encoded]]:
         """About so many tokens of held-out text, by kind, to choose by (`validation`) or to tell (`test`)."""
@@ -64,8 +64,7 @@ class Corpus:
     seed: int
     resumes = False
 
-    def batches(self, sites: Sequence[Site], start: int) -> Iterator[Batch]:
-        size = self.made.training.batch
+    def batches(self, sites: Sequence[Site], start: int, size: int) -> Iterator[Batch]:
         text = corpus_batches(self.model, self.organism, f"transcoders/{self.seed}")
         for part in activations.shuffled(activations.stream(self.model, sites, text), size, 32 * size, self.seed):
             yield part.x[:, None], part.y[:, None]
@@ -89,12 +88,10 @@ class Natural:
     of its `tokens/<kind>`."""
     resumes = True
 
-    def batches(self, sites: Sequence[Site], start: int) -> Iterator[Batch]:
-        text, settings = self.made.text, self.made.training
+    def batches(self, sites: Sequence[Site], start: int, size: int) -> Iterator[Batch]:
+        text = self.made.text
         rows = encoded(self.rows["train"], text.rows)
-        for part in activations.rounds(
-            self.model, sites, rows, text.round // text.rows, text.passes, settings.batch, self.seed, start
-        ):
+        for part in activations.rounds(self.model, sites, rows, text.round // text.rows, text.passes, size, self.seed, start):
             yield part.x[:, None], part.y[:, None]
 
     def held_out(self, tokens: int, split: str) -> dict[str, list[Encoded]]:

@@ -38,8 +38,8 @@ def make_transcoders(profile: Profile, model: LanguageModel, text: Source, folde
         checkpoint = Checkpoint(folder.with_name("transcoders.pt"), of)
     l0 = torch.tensor(made.l0).expand(len(layers), n_levels)
     [history] = train(
-        [stack], text.batches(sites, checkpoint.step if checkpoint else 0), (held_out.x[:, None], held_out.y[:, None]),
-        made.training, l0, progress="base transcoders", checkpoint=checkpoint,
+        [stack], text.batches(sites, checkpoint.step if checkpoint else 0, made.training.batch), (held_out.x[:, None],
+        held_out.y[:, None]), made.training, l0, progress="base transcoders", checkpoint=checkpoint,
     )  # fmt: skip
     final = history[history.step == history.step.max()].set_index("member")
     curve = [

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lib.book import files
 from lib.book.paths import ROOT, replacing
-from lib.profiles.tables import Profile
+from lib.profiles.tables import STUDIES, Profile
 
 FOLDER = Path(__file__).parent
 
@@ -26,8 +26,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load(profile: str) -> Profile:
-    """The profile of that name, or the one in that `.toml` file."""
+def load(profile: str, study: str | None = None) -> Profile:
+    """The profile of that name, or the one in that `.toml` file.
+
+    With a `study` the tables of all others are left out, so that what is made for one study does not hang on the settings of
+    another.
+    """
     path = Path(profile) if profile.endswith(".toml") else FOLDER / f"{profile}.toml"
     if not path.exists():
         raise ProfileError(f"{profile}: no such profile; use one of {', '.join(names())}, or the path of a .toml file")
@@ -42,9 +46,10 @@ def load(profile: str) -> Profile:
     if table.get("name", path.stem) != path.stem:
         raise ProfileError(f"{path}: name is {table['name']!r}, but a profile is called as its file; leave name out")
     try:
-        return Profile(**{**table, "name": path.stem})
+        found = Profile(**{**table, "name": path.stem})
     except ValidationError as error:
         raise ProfileError(f"{path}: {_one_line(error)}") from None
+    return found if study is None else found.model_copy(update={other: None for other in STUDIES if other != study})
 
 
 def claim(profile: Profile, source: str) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from lib.book.paths import ROOT, Paths
+from lib.profiles.features import Features
 from lib.profiles.organism import Made, Organism, Training
 from lib.profiles.values import RISING, Count, Layer, Many, Place, Seed, Share, _apart, _named_apart, _Table
 from lib.texts.tool import CALCULATOR, Tool
@@ -195,6 +196,10 @@ class ToolStudy(_Table):
         return self
 
 
+STUDIES = ("tool", "features")
+"""The tables of a profile that are a study's."""
+
+
 class Profile(_Table):
     """A model, its dictionaries, and a table for each study of them; chapters of a study without one are left out."""
 
@@ -203,6 +208,7 @@ class Profile(_Table):
     model: Model
     transcoders: Transcoders
     tool: ToolStudy | None = None
+    features: Features | None = None
     seed: Seed = 0
     organism: Organism | None = None
     """Only where this project makes the model itself."""

@@ -223,7 +223,7 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
         ("lib/nano/pretrain.py", {"00_the_model"}),
         ("lib/studies/tool/leftover.py", {"08_controls"}),
         ("lib/studies/tool/seeds.py", {"10_claims"}),
-        ("lib/widgets.py", {"06_exp2b_dose"}),
+        ("lib/widgets.py", {"06_exp2b_dose", "08b_reading"}),
         ("lib/book/stats.py", None),
     ],
 )

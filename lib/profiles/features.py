@@ -1,0 +1,40 @@
+"""The table of the study of features."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from lib.profiles.organism import Training
+from lib.profiles.values import RISING, Count, Layer, Many, Place, _Table
+
+Layers = Annotated[list[Layer], *RISING]
+
+
+class Features(_Table):
+    """What features of SAEs mean, chapters 11 to 13."""
+
+    sites: Annotated[dict[str, Layers], Field(min_length=1)]
+    """The layers of each hook point (`resid_post`, `attn_out`, `mlp_out`, ...) with an SAE; the first hook point is the one
+    whose layers are compared."""
+    releases: Annotated[dict[str, Place], Field(default_factory=dict)]
+    """For each hook point a release of sae-lens whose SAEs are taken; where it is left out they are trained here."""
+    widths: Annotated[dict[str, str], Field(default_factory=dict)]
+    """Which width of a release, where it has several."""
+    d_sae: Count = 1024
+    l0: PositiveFloat = 8.0
+    """Features active at a token that training aims at."""
+    training: Training | None = None
+    texts: Many = 13
+    """Of each kind and topic."""
+    batch: Many = 64
+    """Texts in a forward pass."""
+
+    @model_validator(mode="after")
+    def _has_its_saes(self) -> "Features":
+        for name in self.sites:
+            if name not in self.releases and self.training is None:
+                raise ValueError(
+                    f"features.sites has {name}, but no features.releases.{name} to take SAEs from; add it, or a table "
+                    "[features.training] to train them here"
+                )
+        return self
