@@ -5,12 +5,13 @@ import itertools
 import pandas as pd
 import pytest
 
+from lib.studies import ledger
 from lib.studies.tool import claims, findings, rules
 
 LAYERS = range(6)
 
 
-def tables(holds: bool) -> findings.Tables:
+def tables(holds: bool) -> ledger.Tables:
     """Experiments in which every published claim is true, or none is."""
     exp1 = [
         {
@@ -95,7 +96,7 @@ def test_a_mistake_in_a_rule_is_not_taken_for_a_missing_table():
         claims.ledger(broken, tables(True))
 
 
-def at_the_ceiling() -> findings.Tables:
+def at_the_ceiling() -> ledger.Tables:
     """Single layers lose nothing without their delta."""
     found = tables(True)
     tool = found["exp2a"].subset != "copy"

@@ -167,7 +167,7 @@ def pooled(sae: Dictionary, held: Activations, i: int, n_texts: int) -> dict[str
     for some, of in zip(x.split(4096), text.split(4096), strict=True):
         f = sae.encode(some)
         total.index_add_(0, of, f)
-        largest.index_reduce_(0, of, f, "amax")
+        largest.scatter_reduce_(0, of[:, None].expand_as(f), f, "amax")
     mean_x = x.new_zeros(n_texts, x.shape[-1]).index_add_(0, text, x) / n
     ends = torch.zeros(n_texts, dtype=torch.long, device=x.device).scatter_reduce_(
         0, text, torch.arange(len(text), device=x.device), "amax"

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from lib.book.paths import PUBLISHED
-from lib.studies.tool.findings import STUDY, Finding, Tables
+from lib.studies.ledger import ARTEFACT, REFUTED, REPRODUCED, UNTESTABLE, Finding, Tables
+from lib.studies.tool.findings import STUDY
 from lib.studies.tool.rules import (
     OVER_LAYERS,
     activations,
@@ -35,8 +36,6 @@ from lib.studies.tool.rules import (
     restores,
     widths,
 )
-
-REPRODUCED, REFUTED, ARTEFACT, UNTESTABLE = "reproduced", "not reproduced", "artefact of measurement", "not testable here"
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,20 @@
-"""What a rule says, and the arithmetic of effects that rules share."""
+"""The arithmetic of effects that rules share.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+The tables that they look at are `exp1`, `exp2a` and `exp2b` of one protocol; of ours as they should be measured also `dial`,
+experiment 2B with all layers replaced, and `extent`, experiment 2A with the first n layers replaced; of the published
+`exp1_summary`.
+"""
 
 import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from lib.book.stats import NOTHING, Estimate
+from lib.book.stats import Estimate
 
 STUDY = "tool"
 
-Tables = Mapping[str, pd.DataFrame]
-"""`exp1`, `exp2a` and `exp2b` of one protocol; of ours as they should be measured also `dial`, experiment 2B with all
-layers replaced, and `extent`, experiment 2A with the first n layers replaced; of the published `exp1_summary`."""
-
 SUBSETS = ("tool", "copy", "tool_ood")
 BASE, FULL, RAW = "no_delta", "full", "raw"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a rule says of some tables."""
-
-    effect: Estimate
-    holds: bool
-    unit: str = "layers"
-    """What `effect.clusters` counts."""
-    testable: bool = True
-    """Whether these tables could have shown the claim and its opposite."""
-    beside: Estimate = NOTHING
-    """The same effect in the log-probability of a call, nats, which has no ceiling."""
-
-
-def surely(e: Estimate, above: float) -> bool:
-    """Whether an effect is above a value for certain; where figures came without an interval the effect alone decides."""
-    return bool(e.value > above and not e.low <= above)
 
 
 def rate_of(row: pd.Series, column: str = "tool_call_rate") -> Estimate:

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from lib.book.stats import NOTHING, Estimate, over_units, two_groups
-from lib.studies.tool.findings import BASE, FULL, RAW, SUBSETS, Finding, Tables, minus, rate_of, surely
+from lib.studies.ledger import Finding, Tables, surely
+from lib.studies.tool.findings import BASE, FULL, RAW, SUBSETS, minus, rate_of
 
 
 def by_layer(tables: Tables, subset: str, condition: str, column: str = "tool_call_rate") -> pd.Series:

@@ -1,0 +1,82 @@
+"""What every study's ledger is made of: findings, and the verdicts that rules force."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from lib.book.stats import NOTHING, Estimate
+
+REPRODUCED, REFUTED, ARTEFACT, UNTESTABLE = "reproduced", "not reproduced", "artefact of measurement", "not testable here"
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule says of some tables."""
+
+    effect: Estimate
+    holds: bool
+    unit: str = "layers"
+    """What `effect.clusters` counts."""
+    testable: bool = True
+    """Whether these tables could have shown the claim and its opposite."""
+    beside: Estimate = NOTHING
+    """The same effect in another measure, which has no ceiling."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What was claimed, the published figure, the rule in words and as a function of tables."""
+
+    id: str
+    claim: str
+    published: str
+    rule: str
+    test: Callable[[Tables], Finding]
+    needs: tuple[str, ...]
+    """The tables without which it cannot be asked."""
+    artefacts: Callable[[], bool] | None = None
+    """Whether it holds on what the study itself has left, where that decides."""
+    mended: str = field(default="")
+    """How the rule differs from the one first written down, and why."""
+
+
+def surely(e: Estimate, above: float) -> bool:
+    """Whether an effect is above a value for certain; where figures came without an interval the effect alone decides."""
+    return bool(e.value > above and not e.low <= above)
+
+
+def surely_below(e: Estimate, value: float) -> bool:
+    """Whether an effect is below a value for certain."""
+    return bool(e.value < value and not e.high >= value)
+
+
+def estimate(row: pd.Series, name: str, n: str = "n", clusters: str | None = None) -> Estimate:
+    """A figure of a table with its interval."""
+    size = int(row.get(n, 0) or 0)
+    low, high = (row.get(f"{name}{end}", float("nan")) for end in ("_low", "_high"))
+    return Estimate(float(row[name]), float(low), float(high), size, int(row.get(clusters, size) if clusters else size))
+
+
+def judged(study: str, rules: list[Rule], tables: Tables) -> pd.DataFrame:
+    """One row per claim: its rule's effect and interval, what that is over, whether it holds, and the verdict that follows.
+
+    Also whether it holds on the study's own artefacts, where they decide. A claim whose tables are not there is *not testable
+    here*.
+    """
+    rows = []
+    for rule in rules:
+        row = {"study": study, "id": rule.id, "claim": rule.claim, "published": rule.published, "rule": rule.rule,
+               "holds_on_artefacts": rule.artefacts() if rule.artefacts else None}  # fmt: skip
+        if any(name not in tables or not len(tables[name]) for name in rule.needs):
+            rows.append(row | {"verdict": UNTESTABLE})
+            continue
+        found = rule.test(tables)
+        row |= found.effect.columns("effect") | {
+            "n": found.effect.n, "unit": found.unit, "n_units": found.effect.clusters, "holds": found.holds,
+        }  # fmt: skip
+        verdict = UNTESTABLE if not found.testable else REPRODUCED if found.holds else REFUTED
+        rows.append(row | {"verdict": verdict})
+    return pd.DataFrame(rows)
