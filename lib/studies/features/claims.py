@@ -39,7 +39,7 @@ def rare(tables: Tables) -> Finding:
 
 def padding(tables: Tables) -> Finding:
     rows = tables["masks"].dropna(subset="effect").set_index("effect")
-    pad, first = (estimate(rows.loc[name], "categories") for name in ("padding", "first"))
+    pad, first = (estimate(rows.loc[name], "categories", clusters="n_templates") for name in ("padding", "first"))
     return Finding(pad, surely(pad, 0) and pad.value > first.value, "templates")
 
 

@@ -173,4 +173,6 @@ def masks(
 
     found = pd.DataFrame(rows)
     effects = [{"effect": name, **main_effect(place).columns("categories")} for place, name in enumerate(("padding", "first"))]
-    return pd.concat([found, pd.DataFrame(effects)], ignore_index=True)
+    return pd.concat([found, pd.DataFrame(effects)], ignore_index=True).assign(
+        n=len(texts), n_templates=len(set(texts.template))
+    )
