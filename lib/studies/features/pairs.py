@@ -72,10 +72,7 @@ def minimal_pairs(model: LanguageModel, site: Site, sae: Dictionary, specialists
             continue
         form, meaning = (largest(model, site, sae, [specialists[kind]], side)[:, 0] for side in zip(*pairs, strict=True))
         scale = max(form.max(), meaning.max(), 1e-9)
-        units = [
-            next(noun for noun in NOUNS if noun in pair[0]) if any(noun in pair[0] for noun in NOUNS) else pair[1]
-            for pair in pairs
-        ]
+        units = [next((noun for noun in NOUNS if noun in " ".join(pair)), pair[1]) for pair in pairs]
         e = stats.difference(form / scale, meaning / scale, units)
         rows.append({
             "kind": kind, "feature": specialists[kind], "pairs": what, "with_form": form.mean(), "meaning_alone":
