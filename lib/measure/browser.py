@@ -6,6 +6,7 @@ the page, which its script puts there as text and never as markup.
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -119,3 +120,14 @@ def most_active(browsed: Browsed, n: int) -> list[int]:
     """The `n` features that are active at the most tokens, those active everywhere and nowhere left aside."""
     density = browsed.active.float() / browsed.n_tokens
     return torch.where((density > 0.5) | (density == 0), -1.0, density).topk(min(n, int((density > 0).sum()))).indices.tolist()
+
+
+def on_neuronpedia(release: str | None, layer: int) -> str | None:
+    """The name of a layer's SAE there, where sae-lens knows one for the release."""
+    if release is None:
+        return None
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory().get(release)
+    names = (known.neuronpedia_id if known else {}).items()
+    return next((name for sae, name in names if name and re.search(rf"blocks\.{layer}\.|layer_{layer}(?!\d)", sae)), None)

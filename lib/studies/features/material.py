@@ -63,8 +63,7 @@ def saes(profile: Profile, model: LanguageModel) -> dict[Site, Dictionary]:
     """The SAE of every site: of the release that the profile names, or trained here, once, all together."""
     settings, every = features(profile), sites(profile, model)
     own = [site for site in every if site.name not in settings.releases]
-    left = [site for site in own if not file_of(profile, site).exists()]
-    if left:
+    if own:
         make(profile, model, own)
     found = {}
     for site in every:
@@ -78,17 +77,22 @@ def saes(profile: Profile, model: LanguageModel) -> dict[Site, Dictionary]:
 
 
 def make(profile: Profile, model: LanguageModel, own: Sequence[Site]) -> None:
-    """Train the SAEs of some sites on the text that base transcoders are trained on, and save them.
+    """Train the SAEs of some sites on the text that base transcoders are trained on, and save them; those there already stay,
+    if they were trained so.
 
     Interrupted, it goes on from its last checkpoint where the text can be gone on with anywhere.
     """
-    settings, text = features(profile), source(profile, model, profile.paths.data)
+    settings, mark = features(profile), profile.paths.data / "saes" / "made_from"
+    learned = settings.d_sae, settings.l0, settings.training, profile.seed
+    of = fingerprint(learned, [site.read for site in own], [p[:1] for p in model.hf.parameters()])
+    if mark.exists() and mark.read_text() == of and all(file_of(profile, site).exists() for site in own):
+        return
+    text = source(profile, model, profile.paths.data)
     stack = Dictionary.initialised((len(own), 1), model.width(own[0]), settings.d_sae, profile.seed).to(model.hf.device)
     held = [batch for of in text.held_out(HELD_OUT, "validation").values() for batch in of]
     check = activations.collect(model, own, held)
     checkpoint = None
     if text.resumes:
-        of = fingerprint(settings, [site.read for site in own], [p[:1] for p in model.hf.parameters()])
         checkpoint = Checkpoint(profile.paths.data / "saes.pt", of, model.hf.device)
     l0 = torch.full((len(own), 1), settings.l0, device=model.hf.device)
     batches = text.batches(own, checkpoint.step if checkpoint else 0, settings.training.batch)
@@ -105,6 +109,8 @@ def make(profile: Profile, model: LanguageModel, own: Sequence[Site]) -> None:
         save_npz(stack[i, 0], file_of(profile, site), "float16")
     with replacing(profile.paths.results / "saes.csv") as temporary:
         table.to_csv(temporary, index=False)
+    with replacing(mark) as temporary:
+        temporary.write_text(of)
     discard(profile.paths.data / "saes.pt")
 
 
