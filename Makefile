@@ -110,8 +110,9 @@ $(BUILD)/needs/%: | $(BUILD)/needs.made ;
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(BUILD)/needs/% | .venv/installed $(BUILD)/base $(WORKERS)
 	@$(call share,$<) $(PYTHON) -m lib.run $< --profile $(PROFILE)
 
-# Which chapter works on the results of which stands in its own metadata, as `"after": "01_prompts 02_finetune_lora"`.
-$(foreach n,$(NOTEBOOKS),$(eval $(n:notebooks/%=$(BUILD)/%): $(patsubst %,$(BUILD)/%.ipynb,$(call says,after,$(n)))))
+# Which chapter works on the results of which stands in its own metadata, as `"after": "01_prompts 02_finetune_lora"`; those
+# of a study that is left out are not waited for.
+$(foreach n,$(NOTEBOOKS),$(eval $(n:notebooks/%=$(BUILD)/%): $(filter $(CHAPTERS),$(patsubst %,$(BUILD)/%.ipynb,$(call says,after,$(n))))))
 
 LONG := notebooks real_profiles killed plan deltas bench hub my_tool
 test: export OMP_NUM_THREADS = 1

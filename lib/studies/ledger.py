@@ -1,6 +1,6 @@
 """What every study's ledger is made of: findings, and the verdicts that rules force."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -80,3 +80,41 @@ def judged(study: str, rules: list[Rule], tables: Tables) -> pd.DataFrame:
         verdict = UNTESTABLE if not found.testable else REPRODUCED if found.holds else REFUTED
         rows.append(row | {"verdict": verdict})
     return pd.DataFrame(rows)
+
+
+COMMON = {
+    "holds_on_published_tables": "holds_on_artefacts", "effect_corrected": "effect", "effect_corrected_low": "effect_low",
+    "effect_corrected_high": "effect_high", "n_corrected": "n", "unit_corrected": "unit", "n_units_corrected": "n_units",
+    "holds_corrected": "holds",
+}  # fmt: skip
+"""What a ledger with two protocols calls the columns that every study's has."""
+COLUMNS = [
+    "study", "id", "claim", "published", "rule", "holds_on_artefacts", "effect", "effect_low", "effect_high", "n", "unit",
+    "n_units", "holds", "verdict",
+]  # fmt: skip
+
+
+def of_all(ledgers: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The ledgers of several studies as one, with the columns that all have."""
+    return pd.concat([one.rename(columns=COMMON).reindex(columns=COLUMNS) for one in ledgers], ignore_index=True)
+
+
+def beside(ledgers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per claim with the verdict on each model, and, where they differ, what would decide between them."""
+    every = pd.concat([one[["study", "id", "claim"]] for one in ledgers.values()])
+    found = every.drop_duplicates(["study", "id"], ignore_index=True)
+    keys = pd.MultiIndex.from_frame(found[["study", "id"]])
+    for model, one in ledgers.items():
+        found[model] = one.set_index(["study", "id"]).verdict.reindex(keys).to_numpy()
+    found["what would decide"] = [_decides(set(row.dropna())) for _, row in found[list(ledgers)].iterrows()]
+    return found
+
+
+def _decides(verdicts: set[str]) -> str:
+    if len(verdicts) < 2:
+        return ""
+    if UNTESTABLE in verdicts:
+        return "a setting in which the claim and its opposite can be told apart on every model: more replaced, sparser, harder"
+    if ARTEFACT in verdicts:
+        return "the published site, scope and format on a third model: here they make the pattern on one model only"
+    return "a third model, and for this claim the published one: it is decided on both, so it depends on the model"

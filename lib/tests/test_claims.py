@@ -176,11 +176,22 @@ def test_ledgers_of_models_stand_side_by_side():
     """What two models say of each claim, and what would decide it where they differ."""
     ids = list(claims.BY_ID)
     verdicts = [claims.REPRODUCED, claims.REFUTED, claims.ARTEFACT, claims.UNTESTABLE]
-    one = pd.DataFrame({"id": ids, "verdict": [verdicts[i % 4] for i in range(len(ids))]})
-    other = pd.DataFrame({"id": ids[:-1], "verdict": [claims.REPRODUCED] * (len(ids) - 1)})
-    found = claims.beside({"a": one, "b": other}).set_index("id")
+    one = pd.DataFrame({"study": "tool", "id": ids, "claim": "x", "verdict": [verdicts[i % 4] for i in range(len(ids))]})
+    other = one.iloc[:-1].assign(verdict=claims.REPRODUCED)
+    found = ledger.beside({"a": one, "b": other}).set_index("id")
     assert list(found.a) == list(one.verdict) and found.b.isna().tolist() == [False] * (len(ids) - 1) + [True]
     said = found["what would decide"]
     assert said[ids[0]] == said[ids[-1]] == ""  # the same, and one that is missing
     assert said[ids[1]].startswith("a third model") and said[ids[2]].startswith("the published site")
-    assert said[ids[3]].startswith("a setting in which raw and base alone differ")
+    assert said[ids[3]].startswith("a setting in which the claim and its opposite can be told apart")
+    elsewhere = one.assign(study="features")  # ids are a study's own
+    assert len(ledger.beside({"a": one, "b": elsewhere})) == 2 * len(ids)
+
+
+def test_ledgers_of_studies_become_one():
+    made = claims.ledger(tables(True), tables(True))
+    features = pd.DataFrame([{"study": "features", "id": "F1", "effect": 1.0, "effect_low": 0.5, "verdict": claims.REPRODUCED}])
+    found = ledger.of_all([made, features])
+    assert list(found.columns) == ledger.COLUMNS and len(found) == len(made) + 1
+    assert found.effect.iloc[0] == made.effect_corrected.iloc[0] and found.effect.iloc[-1] == 1.0
+    assert (found.holds_on_artefacts[: len(made)] == made.holds_on_published_tables).all()

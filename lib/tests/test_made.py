@@ -220,10 +220,10 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
     [
         ("lib/plan/needs.py", set()),
         ("lib/bench/report.py", set()),
-        ("lib/nano/pretrain.py", {"00_the_model"}),
+        ("lib/nano/pretrain.py", {"00_the_model", "11_an_sae_from_scratch", "12_features", "13_specialists"}),
         ("lib/studies/tool/leftover.py", {"08_controls"}),
         ("lib/studies/tool/seeds.py", {"10_claims"}),
-        ("lib/widgets.py", {"06_exp2b_dose", "08b_reading"}),
+        ("lib/widgets.py", {"06_exp2b_dose", "08b_reading", "12_features"}),
         ("lib/book/stats.py", None),
     ],
 )

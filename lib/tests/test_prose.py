@@ -94,14 +94,23 @@ def faithful() -> str:
     )
 
 
-def counts() -> str:
-    n = table("claims.csv").verdict.value_counts()
+def counts(study: str = "tool") -> str:
+    n = table("claims.csv").query("study == @study").verdict.value_counts()
     return ", ".join(f"{count} {verdict}" for verdict, count in n.items())
 
 
-def ledger() -> str:
-    rows = [f"| {row.id} | {row.claim} | {row.verdict} |" for row in table("claims.csv").itertuples()]
-    return "\n".join(["| id | claim | verdict |", "|---|---|---|", *rows])
+def ledger(study: str = "tool") -> str:
+    rows = table("claims.csv").query("study == @study")
+    shown = [f"| {row.id} | {row.claim} | {row.verdict} |" for row in rows.itertuples()]
+    return "\n".join(["| id | claim | verdict |", "|---|---|---|", *shown])
+
+
+def features_counts() -> str:
+    return counts("features")
+
+
+def features_ledger() -> str:
+    return ledger("features")
 
 
 def timed() -> pd.DataFrame:
@@ -121,7 +130,9 @@ def losses() -> str:
     )
 
 
-SAID = {f.__name__: f for f in (dial, seeds, verdict, faithful, counts, ledger, costs, losses)}
+SAID = {
+    f.__name__: f for f in (dial, seeds, verdict, faithful, counts, ledger, features_counts, features_ledger, costs, losses)
+}
 
 
 def flat(text: str) -> str:

@@ -78,7 +78,7 @@ def test_the_carried_tables_are_the_published_ones(shared):
 
 
 def test_the_ledger_is_complete():
-    ledger = table("claims.csv")
+    ledger = table("claims_tool.csv")
     assert list(ledger.id) == list(claims.BY_ID) and ledger.holds_on_published_tables.all()
     assert set(ledger.verdict) <= {claims.REPRODUCED, claims.REFUTED, claims.ARTEFACT, claims.UNTESTABLE}
     decided = ledger[ledger.verdict != claims.UNTESTABLE]

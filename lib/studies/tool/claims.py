@@ -12,7 +12,7 @@ Where a mean is over layers its unit is the layer, with a t interval; where it i
 the unit in our tables, and in the published ones, which have neither intervals nor templates, the 20 prompts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -173,22 +173,3 @@ def ledger(corrected: Tables, as_published: Tables) -> pd.DataFrame:
             row |= {f"unit_{name}": found.unit, f"n_units_{name}": found.effect.clusters}
         rows.append(row | ours.beside.columns("call_log_prob"))
     return pd.DataFrame(rows)
-
-
-def beside(ledgers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per claim with the verdict on each model, and, where they differ, what would decide between them."""
-    found = pd.DataFrame({"id": list(BY_ID), "claim": [claim.name for claim in CLAIMS]})
-    for model, one in ledgers.items():
-        found[model] = found.id.map(one.set_index("id").verdict)
-    found["what would decide"] = [_decides(set(row.dropna())) for _, row in found[list(ledgers)].iterrows()]
-    return found
-
-
-def _decides(verdicts: set[str]) -> str:
-    if len(verdicts) < 2:
-        return ""
-    if UNTESTABLE in verdicts:
-        return "a setting in which raw and base alone differ on every model: more layers at once, sparser bases, harder prompts"
-    if ARTEFACT in verdicts:
-        return "the published site, scope and format on a third model: here they make the pattern on one model only"
-    return "a third model, and for this claim the published one: it is decided on both, so it depends on the model"
