@@ -10,6 +10,15 @@ from lib.profiles.values import RISING, Count, Layer, Many, Place, _Table
 Layers = Annotated[list[Layer], *RISING]
 
 
+class Scratch(_Table):
+    """How much chapter 11 trains its own SAEs."""
+
+    tokens: Count = 100_000
+    steps: Count = 1000
+    batch: Count = 512
+    """Tokens a step."""
+
+
 class Features(_Table):
     """What features of SAEs mean, chapters 11 to 13."""
 
@@ -28,6 +37,7 @@ class Features(_Table):
     """Of each kind and topic."""
     batch: Many = 64
     """Texts in a forward pass."""
+    scratch: Scratch = Scratch()
 
     @model_validator(mode="after")
     def _has_its_saes(self) -> "Features":

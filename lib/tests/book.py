@@ -7,18 +7,27 @@ import gc
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import nbformat
 
+from lib import profiles
 from lib.book import plots
 from lib.book.paths import NOTEBOOKS
+from lib.profiles.tables import Profile
 
-SMALL = {"n_prompts": 4, "steps_through": 4}
+SMALL = {"n_prompts": 4, "steps_through": 4, "n_ordinary": 12, "n_units": 4, "n_listed": 8}
+
+
+def chapters(profile: Profile) -> list[Path]:
+    """Those of the studies that a profile has."""
+    every = {path: nbformat.read(path, as_version=4).metadata.get("study") for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    return [path for path, study in every.items() if study is None or getattr(profile, study) is not None]
 
 
 def run(profile: str) -> None:
     plots.has_chrome = lambda: False
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path in chapters(profiles.load(profile)):
         began, names = time.time(), {"__name__": "__main__"}
         gc.freeze()  # statsmodels collects garbage at each correction: it need not walk through every library
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 
 from lib import profiles
-from lib.book.paths import NOTEBOOKS, ROOT
+from lib.book.paths import ROOT
 from lib.model import models
 from lib.model.encoding import bos_id
 from lib.profiles import tables
 from lib.tests import packed, real
+from lib.tests.book import chapters
 from lib.texts.jsonl import read_jsonl
 from lib.texts.prompts import SPLITS, split_of
 
@@ -77,6 +78,8 @@ def start(name: str, folder: Path) -> tuple[tables.Profile, subprocess.Popen]:
         layered.pop("layers", None)  # all of a small model
     of_tool = smaller(table["tool"], small["tool"])  # numbers, and lists of them, are the smoke profile's
     sized = table | {"tool": {"seeds": 2} | of_tool}
+    if "features" in table:
+        sized["features"] = small["features"]
     file = folder / f"test-{name}.toml"
     file.write_text(toml(sized))
     environment = os.environ | {
@@ -113,10 +116,11 @@ on_hub = pytest.mark.parametrize("book", ON_HUB, indirect=True)
 
 
 @every
-def test_every_chapter_runs(book):
-    _, paths, code, said = book
+def test_every_chapter_runs(book, started):
+    name, paths, code, said = book
+    profile = started[name][0]
     assert code == 0, said[-3000:]
-    for chapter in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for chapter in chapters(profile):
         assert f"{chapter.stem} done in" in said
     assert len(list(paths.figures.glob("*.html"))) >= 15
 
