@@ -119,7 +119,8 @@ def tokens_of(batch_ids: Tensor, attention: Tensor) -> list[list[int]]:
 def most_active(browsed: Browsed, n: int) -> list[int]:
     """The `n` features that are active at the most tokens, those active everywhere and nowhere left aside."""
     density = browsed.active.float() / browsed.n_tokens
-    return torch.where((density > 0.5) | (density == 0), -1.0, density).topk(min(n, int((density > 0).sum()))).indices.tolist()
+    listed = (density > 0) & (density <= 0.5)
+    return torch.where(listed, density, -1.0).topk(min(n, int(listed.sum()))).indices.tolist()
 
 
 def on_neuronpedia(release: str | None, layer: int) -> str | None:
