@@ -354,9 +354,9 @@ def test_in_a_notebook_it_is_a_frame_of_its_own(opened, chromium, tmp_path):
 
 
 def test_three_hundred_features_are_at_most_five_megabytes(tiny, site, texts):
-    d = Dictionary.initialised((), 32, 400, 3).changed(b_enc=torch.full((400,), -0.3))
+    d = Dictionary.initialised((), 32, 500, 3).changed(b_enc=torch.full((500,), -1.0))
     many = batches(tiny.tokenizer, [text * 6 for text in TEXTS], 6)
-    found = browse(tiny, site, d, many, k=10, sampled=20, chosen=range(400))
+    found = browse(tiny, site, d, many, k=10, sampled=20, chosen=range(500))
     rows = [row for batch in many for row in tokens_of(batch.ids, batch.attention)]
     listed = most_active(found, 300)
     text = browser.page(data(found, d, tiny.tokenizer, rows, listed, {}, logits=promoted(tiny, site, d, listed, many[0])), "x")

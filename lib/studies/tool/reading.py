@@ -40,6 +40,8 @@ KINDS = {
 ORDINARY = "ordinary"
 STRONGEST = 0.02
 """Of the tokens: those at which a unit is said to fire where it has no threshold, or to be compared with such."""
+UNSAID = 32.0
+"""An L0 for where a release does not say its own."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,8 @@ def random_model(profile: Profile, model: LanguageModel, sites: Sequence[Site]) 
     on, check = (seen_in(profile, untrained, sites, split, "random") for split in ("train", "validation"))
     given = bases.at_rank(profile, model, sites, deltas.widest(profile)[1])
     settings = profile.tool.controls.retrain or profile.tool.deltas.training
-    l0 = torch.tensor([bases.level(profile.transcoders, site.layer, deltas.widest(profile)[1]) for site in sites]).nan_to_num(
-        32.0
-    )
+    said = [bases.level(profile.transcoders, site.layer, deltas.widest(profile)[1]) for site in sites]  # a release may not say
+    l0 = torch.tensor(said).nan_to_num(UNSAID).clamp(max=given[sites[0]].d_sae / 2)
     stack = Dictionary.initialised((len(sites),), on.x.shape[-1], given[sites[0]].d_sae, profile.seed).to(on.x.device)
     picks = activations.repeated(on.x.shape[-2], settings.batch, profile.seed)
     batches = ((on.x.index_select(1, pick), on.y.index_select(1, pick)) for pick in picks)
