@@ -62,7 +62,7 @@ endif
 
 all: $(filter $(CHAPTERS),$(LONGEST)) $(CHAPTERS)
 	@$(PYTHON) -m lib.book.plots
-	@for study in $(WITHOUT); do echo "The study $$study is left out: $(TOML) has no table [$$study]."; done
+	@for study in $(WITHOUT); do echo "Chapters about [$$study] are left out: $(TOML) has no such table."; done
 	@echo "The book: $(BUILD)/*.html. Figures: figures/$(NAME)/. Tables: data/$(NAME)/results/."
 
 # A .venv is made anew where its interpreter is gone or has become another, as after an upgrade of the system.

@@ -32,19 +32,24 @@ from lib.profiles.tables import Package, Profile
 
 def make(profile: Profile, again: bool = False) -> None:
     """Make the model, the transcoders and the card where they are missing; see that what is not made here can be had."""
-    if profile.model.package or profile.transcoders.made:
-        with alone((ROOT / profile.transcoders.source).parent):
+    if profile.model.package or (profile.transcoders and profile.transcoders.made):
+        with alone(_home(profile)):
             _make(profile, again)
     if profile.organism is None:
         check(profile)
 
 
+def _home(profile: Profile) -> Path:
+    """The folder of what is made here."""
+    return (ROOT / (profile.transcoders or profile.model).source).parent
+
+
 def _make(profile: Profile, again: bool) -> None:
-    model_folder, scope = ROOT / profile.model.source, ROOT / profile.transcoders.source
-    folder, organism = scope.parent, profile.organism
+    model_folder, folder, organism = ROOT / profile.model.source, _home(profile), profile.organism
+    scope = ROOT / profile.transcoders.source if profile.transcoders else None
     if again:
         made_here = [model_folder] if profile.model.package or organism else []  # another model is its owner's
-        for path in (*made_here, scope, folder / "text.safetensors", folder / "written"):
+        for path in filter(None, (*made_here, scope, folder / "text.safetensors", folder / "written")):
             discard(path)
         (folder / CARD).unlink(missing_ok=True)
     if not model_folder.exists() and profile.model.package:
@@ -52,7 +57,7 @@ def _make(profile: Profile, again: bool) -> None:
     if not model_folder.exists() and organism:
         make_model(organism.model, model_folder, folder / "pretraining.pt", folder / "pretraining.json")
     discard(folder / "pretraining.pt")
-    if not profile.transcoders.made or (scope.exists() and (folder / CARD).exists()):
+    if scope is None or not profile.transcoders.made or (scope.exists() and (folder / CARD).exists()):
         return
     model = models.load(profile)
     text = source(profile, model, folder)
@@ -86,7 +91,7 @@ def check(profile: Profile) -> None:
     """
     source, revision = local_or_hub(profile.model.source), profile.model.revision
     config = files.json_object(hub.file(source, "config.json", revision))
-    site(config["model_type"], "trained", 0, config["hidden_size"])
+    site(config["model_type"], "trained", 0, 1)
     tokenizer = load_tokenizer(source, revision)
     if profile.tool:
         call = profile.tool.grammar.call("1+1")
@@ -94,10 +99,22 @@ def check(profile: Profile) -> None:
             raise ValueError(
                 f"{source}: its tokenizer reads the call {call} back as {back}; choose other tags in [tool.grammar]"
             )
-    for layer in layers_of(profile, config["num_hidden_layers"]):
-        bases.on_offer(profile.transcoders, layer)
+    n_layers = config.get("num_hidden_layers", config.get("n_layer"))
+    if profile.transcoders:
+        for layer in layers_of(profile, n_layers):
+            bases.on_offer(profile.transcoders, layer)
     if profile.tool:
-        control_layers(profile, config["num_hidden_layers"])
+        control_layers(profile, n_layers)
+    for name, layers in profile.features.sites.items() if profile.features else ():
+        if layers[-1] >= n_layers:
+            raise ValueError(
+                f"profile {profile.name}: features.sites.{name} has {layers[-1]}, but {profile.model.source} has layers 0 to "
+                f"{n_layers - 1}; name one of these"
+            )
+        for layer in layers:
+            site(config["model_type"], name, layer, 1)
+            if release := bases.released(profile.features, name):
+                bases.on_offer(release, layer)
 
 
 def main() -> None:

@@ -14,11 +14,13 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Int
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lib.book.fingerprint import fingerprint
 from lib.book.paths import replacing
 from lib.dictionary.training import Batch
 from lib.model import activations, encoding
@@ -27,7 +29,7 @@ from lib.model.generation import Sampling, continued
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
 from lib.nano.pretrain import corpus_batches, corpus_tokens
-from lib.profiles.organism import Made, Organism, Text
+from lib.profiles.organism import Organism, Text
 from lib.profiles.tables import Profile
 from lib.texts import corpus, natural
 from lib.texts.corpus import Document
@@ -60,7 +62,6 @@ class Corpus:
 
     model: LanguageModel
     organism: Organism
-    made: Made
     seed: int
     resumes = False
 
@@ -81,7 +82,7 @@ class Natural:
     """Rows of natural text, read round after round."""
 
     model: LanguageModel
-    made: Made
+    text: Text
     seed: int
     rows: dict[str, Int[Tensor, "row pos"]]
     """Those to train on as `train`, of each kind those held out as `validation/<kind>` and `test/<kind>`, and the number
@@ -89,15 +90,14 @@ class Natural:
     resumes = True
 
     def batches(self, sites: Sequence[Site], start: int, size: int) -> Iterator[Batch]:
-        text = self.made.text
-        rows = encoded(self.rows["train"], text.rows)
+        text, rows = self.text, encoded(self.rows["train"], self.text.rows)
         for part in activations.rounds(self.model, sites, rows, text.round // text.rows, text.passes, size, self.seed, start):
             yield part.x[:, None], part.y[:, None]
 
     def held_out(self, tokens: int, split: str) -> dict[str, list[Encoded]]:
         kinds = {name.removeprefix(f"{split}/"): rows for name, rows in self.rows.items() if name.startswith(f"{split}/")}
         share = tokens / sum(rows.numel() for rows in kinds.values())
-        return {kind: encoded(rows[: max(1, round(share * len(rows)))], self.made.text.rows) for kind, rows in kinds.items()}
+        return {kind: encoded(rows[: max(1, round(share * len(rows)))], self.text.rows) for kind, rows in kinds.items()}
 
     def counted(self) -> dict[str, int]:
         return {name.removeprefix("tokens/"): int(n) for name, n in self.rows.items() if name.startswith("tokens/")}
@@ -109,16 +109,20 @@ def encoded(rows: Int[Tensor, "row pos"], size: int) -> list[Encoded]:
 
 
 def source(profile: Profile, model: LanguageModel, folder: Path) -> Source:
-    """That of the profile; natural text is kept in `folder`."""
-    made = profile.transcoders.made
-    if made.text is None:
-        return Corpus(model, profile.organism, made, profile.seed)
-    path = folder / "text.safetensors"
-    if not path.exists():
-        rows = gathered(made.text, model, folder / "written", profile.seed)
+    """That of the profile; natural text is kept in `folder`, and gathered anew where it is of other settings."""
+    if profile.text is None:
+        return Corpus(model, profile.organism, profile.seed)
+    path, of = folder / "text.safetensors", fingerprint(profile.text, profile.seed, model.tokenizer.get_vocab())
+    if not path.exists() or _made_from(path) != of:
+        rows = gathered(profile.text, model, folder / "written", profile.seed)
         with replacing(path) as temporary:
-            save_file(rows, temporary)
-    return Natural(model, made, profile.seed, load_file(path))
+            save_file(rows, temporary, {"of": of})
+    return Natural(model, profile.text, profile.seed, load_file(path))
+
+
+def _made_from(path: Path) -> str:
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("of", "")
 
 
 def gathered(settings: Text, model: LanguageModel, folder: Path, seed: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from lib.dictionary.layouts import LAYOUTS, levels, load_level
 from lib.dictionary.sae_lens import folders, ids, load_release, load_sae_lens, trained_there
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
+from lib.profiles.features import Features
 from lib.profiles.tables import Profile, Transcoders
 
 
@@ -34,6 +35,13 @@ def at_rank(profile: Profile, model: LanguageModel, sites: Sequence[Site], rank:
 def level(settings: Transcoders, layer: int, rank: float) -> float:
     """The average L0 of the base of a layer at a rank."""
     return choose(list(on_offer(settings, layer)), rank)
+
+
+def released(features: Features, point: str) -> Transcoders | None:
+    """Where the SAEs of a hook point are from; None where they are trained here."""
+    if point not in features.releases:
+        return None
+    return Transcoders(source=features.releases[point], width=features.widths.get(point, ""), l0_ranks=[0.5])
 
 
 def on_offer(

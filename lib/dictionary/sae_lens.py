@@ -88,9 +88,21 @@ def from_sae_lens(theirs: torch.nn.Module, name: str, d_model: int | None = None
     weights.setdefault("threshold", torch.zeros_like(weights["b_enc"]))
     if getattr(config, "apply_b_dec_to_input", False) and "transcoder" not in kind:
         subtract_b_dec(weights)
+    if reads_centred(config.metadata):
+        weights["W_enc"] = weights["W_enc"] - weights["W_enc"].mean(0)  # as good as to take the mean off what is read
     if "W_skip" in found:
         weights["W_skip"] = found["W_skip"].T.contiguous()  # theirs is (d_out, d_in)
     return checked(name, weights, d_model, k)
+
+
+def reads_centred(metadata: object) -> bool:
+    """Whether an SAE was trained on a model whose weights transformer-lens had centred.
+
+    What such a model writes to the residual stream has no mean over d_model; every later norm takes it away anyway.
+    """
+    point = (getattr(metadata, "hook_name", None) or "").split(".")[-1]
+    loaded = getattr(metadata, "model_from_pretrained_kwargs", None) or {}
+    return bool(loaded.get("center_writing_weights")) and (point.startswith("hook_resid") or point.endswith("_out"))
 
 
 def _relu(config, found: dict, weights: dict) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from lib.profiles.organism import Training
+from lib.profiles.organism import Text, Training
 from lib.profiles.values import RISING, Count, Layer, Many, Place, _Table
 
 Layers = Annotated[list[Layer], *RISING]
@@ -33,6 +33,8 @@ class Features(_Table):
     l0: PositiveFloat = 8.0
     """Features active at a token that training aims at."""
     training: Training | None = None
+    text: Text | None = None
+    """Running text, where a profile has none for transcoders."""
     texts: Many = 13
     """Of each kind and topic."""
     batch: Many = 64

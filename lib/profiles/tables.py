@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, mod
 
 from lib.book.paths import ROOT, Paths
 from lib.profiles.features import Features
-from lib.profiles.organism import Made, Organism, Training
+from lib.profiles.organism import Made, Organism, Text, Training
 from lib.profiles.values import RISING, Count, Layer, Many, Place, Seed, Share, _apart, _named_apart, _Table
 from lib.texts.tool import CALCULATOR, Tool
 
@@ -206,7 +206,7 @@ class Profile(_Table):
     name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
     """That of its file, and of its folders under `data`, `build` and `figures`."""
     model: Model
-    transcoders: Transcoders
+    transcoders: Transcoders | None = None
     tool: ToolStudy | None = None
     features: Features | None = None
     seed: Seed = 0
@@ -214,10 +214,20 @@ class Profile(_Table):
     """Only where this project makes the model itself."""
 
     @model_validator(mode="after")
-    def _has_text_for_transcoders(self) -> "Profile":
-        if self.transcoders.made and not (self.transcoders.made.text or self.organism):
+    def _has_what_its_studies_need(self) -> "Profile":
+        if self.tool and not self.transcoders:
+            raise ValueError("tool: its deltas are trained on base transcoders; add a table [transcoders]")
+        if self.transcoders and self.transcoders.made and not (self.text or self.organism):
             raise ValueError("transcoders.made has no text to train on; add a table [transcoders.made.text]")
+        if self.features and not (self.text or self.organism):
+            raise ValueError("features has no text besides its own; add a table [features.text]")
         return self
+
+    @property
+    def text(self) -> Text | None:
+        """The natural text that dictionaries are trained and judged on; None where it is the organism's corpus."""
+        made = self.transcoders.made.text if self.transcoders and self.transcoders.made else None
+        return made or (self.features.text if self.features else None)
 
     @property
     def paths(self) -> Paths:
@@ -226,7 +236,7 @@ class Profile(_Table):
     @property
     def inputs(self) -> list[Path]:
         """The files and folders of this machine that the profile names."""
-        sources, files = [self.model.source, self.transcoders.source], []
+        sources, files = [self.model.source, self.transcoders and self.transcoders.source], []
         if self.tool:
             asked = self.tool.prompts
             sources += [self.tool.finetune.source, self.tool.deltas.source]

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, trainers
 from tokenizers import models as bpe
@@ -235,3 +236,36 @@ def circuit_tracer(folder: Path, n_layers: int = 2) -> None:
     (folder / "config.yaml").write_text(f"model_name: Qwen/Qwen3-0.6B\nmodel_kind: transcoder_set\n{hooks}")
     sizes = "".join(f"{name}:\n  value: {n}\n" for name, n in (("d_model", D_MODEL), ("d_feature", 48), ("batch_size", 8192)))
     (folder / "wandb-config.yaml").write_text(sizes)
+
+
+def sae_lens_release(release: str, layers: list[int]) -> Callable[[Path], None]:
+    """A release of SAEs as sae-lens registers it: of some layers, in its own files."""
+    known = get_pretrained_saes_directory()[release]
+
+    def write(folder: Path) -> None:
+        for sae_id, path in known.saes_map.items():
+            layer = re.match(r"blocks\.(\d+)\.", sae_id)[1]
+            if int(layer) not in layers:
+                continue
+            tensors = {
+                name: tensor.contiguous() for name, tensor in transcoder(int(layer)).tensors.items() if name != "threshold"
+            }
+            tensors["b_enc"] = torch.full((48,), -0.3)
+            if path.endswith(".pt"):
+                torch.save(tensors, folder / path)
+                config = {"act_size": D_MODEL, "dict_size": 48, "act_name": f"blocks.{layer}.attn.hook_z"}
+                (folder / path.replace(".pt", "_cfg.json")).write_text(json.dumps(config))
+                continue
+            at = folder / path
+            at.mkdir(parents=True)
+            save_file(tensors, at / "sae_weights.safetensors")
+            save_file({"sparsity": torch.full((48,), -2.0)}, at / "sparsity.safetensors")
+            config = {
+                "model_name": "gpt2-small", "hook_point": sae_id, "hook_point_layer": int(layer), "d_in": D_MODEL, "d_sae":
+                48, "dtype": "torch.float32", "device": "cpu", "activation_fn_str": "relu", "context_size": 128,
+                "hook_point_head_index": None, "prepend_bos": True, "dataset_path": "Skylion007/openwebtext",
+                "normalize_activations": "none",
+            }  # fmt: skip
+            (at / "cfg.json").write_text(json.dumps(config))
+
+    return write

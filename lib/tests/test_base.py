@@ -229,7 +229,7 @@ def test_the_first_tokens_variance_is_counted_beside(profile, tmp_path):
     make.make(profile)
     model = models.load(profile)
     rows = {name: r for name, r in load_file(tmp_path / "text.safetensors").items() if name.startswith("test/")}
-    found = text.Natural(model, profile.transcoders.made, 0, rows).held_out(2_000, "test")
+    found = text.Natural(model, profile.text, 0, rows).held_out(2_000, "test")
     batches = [batch for of in found.values() for batch in of]
     everywhere = activations.collect(
         model, [model.site("trained", 1)], batches, where=lambda tokenizer, batch: batch.attention.bool()

@@ -222,6 +222,28 @@ def test_a_release_is_loaded_from_the_hubs_cache(tmp_path, monkeypatch):
     assert torch.allclose(load()(x), (x @ t.W_enc + t.b_enc).relu() @ t.W_dec + t.b_dec, atol=1e-4)
 
 
+def test_an_sae_of_a_centred_model_takes_the_mean_off_itself(tmp_path):
+    """gpt2-small-res-jb was trained on activations without a mean over d_model; the model here has one."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    x = torch.randn(30, 32) + 2
+    for centred, point in (
+        (True, "blocks.1.hook_resid_pre"),
+        (True, "blocks.1.attn.hook_z"),
+        (False, "blocks.1.hook_resid_pre"),
+    ):
+        metadata = SAEMetadata(hook_name=point, model_from_pretrained_kwargs={"center_writing_weights": centred})
+        torch.manual_seed(0)
+        theirs = StandardSAE(StandardSAEConfig(d_in=32, d_sae=24, metadata=metadata))
+        with torch.no_grad():
+            theirs.b_dec += torch.randn(32)
+            theirs.b_enc += 0.1
+        wanted = theirs(x - x.mean(-1, keepdim=True)) if centred and "resid" in point else theirs(x)
+        ours = sae_lens.from_sae_lens(theirs, "an SAE")
+        torch.testing.assert_close(ours(x), wanted, rtol=1e-4, atol=1e-4)
+
+
 # --- deltas ---
 
 

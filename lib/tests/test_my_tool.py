@@ -36,7 +36,7 @@ call = CALCULATOR.call
 
 def test_the_calculator_is_the_default():
     assert call("1+2") == "<tool_call>calculator(1+2)</tool_call>"
-    assert all(profiles.load(name).tool.grammar == CALCULATOR for name in profiles.names())
+    assert all(p.tool.grammar == CALCULATOR for name in profiles.names() if (p := profiles.load(name)).tool)
     assert SEARCH.call("red buses") == "<search>red buses</search>"
 
 
@@ -210,7 +210,7 @@ def search(tmp_path_factory, folder):
         train = 24
         validation = 4
         test = 5
-        {sizes[sizes.index("[tool.finetune]") : sizes.index("[organism]")]}
+        {sizes[sizes.index("[tool.finetune]") : sizes.index("[features]")]}
     """)
     yield file
     paths = profiles.load(str(file)).paths

@@ -115,12 +115,39 @@ def test_an_unknown_profile_names_the_known_ones():
 
 
 def test_a_step_of_finetuning_has_the_prompts_that_the_profile_says():
-    for name in profiles.names():
-        settings = profiles.load(name).tool.finetune
+    for settings in [p.tool.finetune for name in profiles.names() if (p := profiles.load(name)).tool]:
         assert settings.micro_batch * (settings.batch // settings.micro_batch) == settings.batch
 
 
 def test_a_folder_is_no_profile(tmp_path):
     (tmp_path / "mine.toml").mkdir()
     with pytest.raises(profiles.ProfileError, match=r"mine\.toml: a folder, where a file is needed"):
+        profiles.load(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("transcoders", r"tool: its deltas are trained on base transcoders; add a table \[transcoders\]"),
+        ("tool", None),
+        ("features", None),
+    ],
+)
+def test_a_profile_may_lack_what_its_studies_do_not_need(tmp_path, left_out, said):
+    tables = {}
+    for part in SMOKE.split("\n["):
+        tables.setdefault(part.lstrip("[").split("]")[0].split(".")[0], []).append(part)
+    kept = [part for name, parts in tables.items() if name != left_out for part in parts]
+    (tmp_path / "mine.toml").write_text("\n[".join(kept))
+    if said:
+        with pytest.raises(profiles.ProfileError, match=said):
+            profiles.load(str(tmp_path / "mine.toml"))
+    else:
+        assert getattr(profiles.load(str(tmp_path / "mine.toml")), left_out) is None
+
+
+def test_features_without_running_text_are_refused(tmp_path):
+    gpt2 = (profiles.FOLDER / "gpt2.toml").read_text()
+    (tmp_path / "mine.toml").write_text(gpt2.split("[features.text]")[0])
+    with pytest.raises(profiles.ProfileError, match=r"features has no text besides its own; add a table \[features\.text\]"):
         profiles.load(str(tmp_path / "mine.toml"))

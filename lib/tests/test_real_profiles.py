@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from lib import profiles
 from lib.book.paths import ROOT
@@ -58,6 +59,18 @@ def smaller(table: dict, small: dict) -> dict:
     return sized
 
 
+def begun(file: Path, cache: Path, folder: Path) -> subprocess.Popen:
+    """A process that makes what a profile starts from and runs every chapter on it, with nothing but that cache."""
+    environment = os.environ | {
+        "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder),
+    }  # fmt: skip
+    command = f'"{sys.executable}" -m lib.base.make --profile "{file}" && exec "{sys.executable}" -m lib.tests.book "{file}"'
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=environment)
+    return process
+
+
 def start(name: str, folder: Path) -> tuple[tables.Profile, subprocess.Popen]:
     """A cache with the profile's repositories, the profile with small sizes, and a process that runs every chapter on it."""
     model_type, release, _ = REAL[name]
@@ -82,14 +95,7 @@ def start(name: str, folder: Path) -> tuple[tables.Profile, subprocess.Popen]:
         sized["features"] = small["features"]
     file = folder / f"test-{name}.toml"
     file.write_text(toml(sized))
-    environment = os.environ | {
-        "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder),
-    }  # fmt: skip
-    command = f'"{sys.executable}" -m lib.base.make --profile "{file}" && exec "{sys.executable}" -m lib.tests.book "{file}"'
-    with (folder / "said.txt").open("w") as said:
-        process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=environment)
-    return profiles.load(str(file)), process
+    return profiles.load(str(file)), begun(file, cache, folder)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +157,45 @@ def test_what_was_finetuned_is_a_model_of_its_class_with_its_tokenizer(book):
     before = real.tokenizer(model_type)
     assert hf.config.model_type == model_type and (name not in ON_HUB or type(tokenizer) is type(before))
     assert bos_id(tokenizer) == bos_id(before) and tokenizer("a 12\n").input_ids == before("a 12\n").input_ids
+
+
+# --- GPT-2, for the study of features alone ---
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """The chapters of that study on a small GPT-2 and releases of SAEs in a hub cache, each in its own files."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    table, small = (tomllib.loads((profiles.FOLDER / f"{name}.toml").read_text()) for name in ("gpt2", "smoke"))
+    cache, asked = folder / "hub", table["features"]
+    real.repository(cache, table["model"]["source"], functools.partial(real.save, "gpt2"), table["model"]["revision"])
+    for point, release in asked["releases"].items():
+        name = get_pretrained_saes_directory()[release].repo_id
+        real.repository(cache, name, real.sae_lens_release(release, [0, 1]))
+        asked["sites"][point] = [0, 1]
+    asked |= {name: small["features"][name] for name in ("texts", "scratch")}
+    asked["text"] = {"docstring": 60_000, "context": 32, "rows": 8, "round": 64}
+    file = folder / "test-gpt2.toml"
+    file.write_text(toml(table))
+    profile = profiles.load(str(file))
+    yield profile, *ran(file, cache, folder)
+    for made in (profile.paths.data, profile.paths.figures, profile.paths.build):
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def ran(file: Path, cache: Path, folder: Path) -> tuple[int, str]:
+    process = begun(file, cache, folder)
+    return process.wait(), (folder / "said.txt").read_text()
+
+
+def test_the_study_of_features_runs_on_gpt2_alone(gpt2):
+    profile, code, said = gpt2
+    assert code == 0, said[-3000:]
+    here = [chapter.stem for chapter in chapters(profile)]
+    assert here == ["11_an_sae_from_scratch", "12_features", "13_specialists", "21_ledger"]
+    assert all(f"{name} done in" in said for name in here)
+    ledger = pd.read_csv(profile.paths.results / "claims.csv")
+    assert ledger.id.tolist() == [f"F{i}" for i in range(1, 19)]
+    points = pd.read_csv(profile.paths.results / "features_sites.csv").point.unique()
+    assert set(points) == {"resid_pre", "z", "mlp_out"}
+    assert '"neuronpedia":"gpt2-small/1-res-jb"' in (profile.paths.build / "browsers/sae.html").read_text()

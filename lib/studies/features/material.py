@@ -12,7 +12,7 @@ from torch import Tensor
 from lib.base.text import Source, source
 from lib.book.fingerprint import fingerprint
 from lib.book.paths import discard, replacing
-from lib.dictionary.bases import on_offer
+from lib.dictionary.bases import on_offer, released
 from lib.dictionary.checkpoint import Checkpoint
 from lib.dictionary.dictionaries import Dictionary
 from lib.dictionary.layouts import load_npz, save_npz
@@ -22,7 +22,7 @@ from lib.model.activations import Activations
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
 from lib.profiles.features import Features
-from lib.profiles.tables import Profile, Transcoders
+from lib.profiles.tables import Profile
 from lib.texts import kinds
 
 POOLINGS = {
@@ -68,8 +68,7 @@ def saes(profile: Profile, model: LanguageModel) -> dict[Site, Dictionary]:
     found = {}
     for site in every:
         if site.name in settings.releases:
-            asked = Transcoders(source=settings.releases[site.name], width=settings.widths.get(site.name, ""), l0_ranks=[0.5])
-            offer = on_offer(asked, site.layer, model, site, profile.model.source)
+            offer = on_offer(released(settings, site.name), site.layer, model, site, profile.model.source)
             found[site] = next(iter(offer.values()))().to(model.hf.device)
         else:
             found[site] = load_npz(file_of(profile, site), model.width(site)).to(model.hf.device)
