@@ -1,6 +1,5 @@
 """The tables of chapters 12 and 13, each computed from the same texts, SAEs and activations."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -237,10 +236,9 @@ def followed(o: Opened) -> pd.DataFrame:
     return effects.across_layers({s: o.saes[s] for s in o.compared}, {s: o.values(s) for s in o.compared}, chosen)
 
 
-def other_seed(o: Opened, like: Sequence[int]) -> pd.DataFrame:
-    """For some features of the middle SAE the nearest of a dictionary of the same size with random weights: what cosines chance
-    gives."""
+def chance(o: Opened, n: int = 50) -> pd.DataFrame:
+    """For the first features of the middle SAE the nearest of as many random directions: the cosines that chance gives."""
     sae = o.saes[o.middle]
-    rows = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=-1)
+    rows = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=-1)[:n]
     random = Dictionary.initialised((), sae.d_model, sae.d_sae, o.profile.seed + 1).W_dec.detach().to(rows)
-    return pd.DataFrame({"feature": list(like), "cosine": (rows[list(like)] @ random.T).amax(-1).tolist()})
+    return pd.DataFrame({"feature": range(len(rows)), "cosine": (rows @ random.T).amax(-1).tolist()})
