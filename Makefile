@@ -148,9 +148,11 @@ figures: .venv/installed
 base: .venv/installed
 	$(PYTHON) -m lib.base.make --profile $(PROFILE) --again
 
-# the other trainers are there (sae-lens) or installed now; without a network the bench goes on and says which one it lacks
+# the other trainers are there (sae-lens) or installed now, sae-dashboard in an environment of its own; without a network the
+# bench goes on and says which one it lacks
 bench: $(BUILD)/03_delta_transcoders.ipynb
 	-@.venv/bin/pip install --quiet --disable-pip-version-check $$($(PYTHON) -c "from lib.bench.trainers import SPARSIFY; print(SPARSIFY)")
+	-@test -x .venv/dashboard/bin/python || $(PYTHON) -m lib.bench.browsing
 	@TQDM_DISABLE=1 $(PYTHON) -m lib.bench --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 clean:

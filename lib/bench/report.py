@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 import plotly.graph_objects as go
 
-from lib.bench import as_published, trainers
+from lib.bench import as_published, browsing, trainers
 from lib.bench.timing import COLUMNS, Job, Run, code, run, timed, with_earlier
 from lib.bench.trainers import SPARSIFY, Layers
 from lib.bench.workplace import PUBLISHED, Amount, Workplace
@@ -45,6 +45,11 @@ def jobs(work: Workplace) -> Iterator[Job]:
     yield whole("exp1", size, work.exp1_ours, work.exp1_published, lambda: work.model)
     size = f"{n} layers x {len(experiments.AT_ENDS)} conditions, 3 x {amount.exp2} prompts"
     yield whole("exp2", size, work.exp2_ours, work.exp2_published, lambda: work.model)
+
+    if browsing.ENVIRONMENT.exists():
+        scene = browsing.Scene()
+        size = f"{scene.d_sae} features of a GPT-2 of {scene.n_layers} x {scene.d_model}, {scene.rows * scene.context} tokens"
+        yield Job("browse", size, browsing.DASHBOARD.replace("==", " "), scene.ours, scene.theirs, lambda: scene.made)
 
     size = f"{name}, batch {profile.tool.evaluation.forward_batch}, {profile.model.dtype}"
     yield Job("forward", size, trainers.PRODUCTS, timed(work.forward_ours), timed(work.forward_products), lambda: work.asked)
@@ -125,6 +130,8 @@ def bench(profile: Profile, amount: Amount, only: list[str] | None = None, again
         raise ValueError(f"--only {', '.join(sorted(unknown))}: no such task; there are {', '.join(known)}")
     if trainers.sparsify_step not in trainers.others().values():
         print(f"{SPARSIFY} is not installed, so its rows are left out: pip install {SPARSIFY}", flush=True)
+    if not browsing.ENVIRONMENT.exists():
+        print(f"{browsing.DASHBOARD} is not installed in .venv/dashboard, so its row is left out", flush=True)
     folder, asked = profile.paths.results, {key: value for key, value in rows.items() if not only or key[0] in only}
     try:
         table = with_earlier(folder / "bench.csv", COLUMNS[:3], asked, mark, again, not only)

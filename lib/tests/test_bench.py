@@ -3,13 +3,16 @@
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sae_lens import SAE
+from safetensors.torch import load_file
 
-from lib.bench import as_published, report, timing, trainers, workplace
+from lib.bench import browsing, as_published, report, timing, trainers, workplace
 from lib.book import paths
 from lib.dictionary import bases, deltas
 from lib.dictionary.dictionaries import Dictionary
@@ -150,6 +153,7 @@ def test_hooks_are_gone_afterwards(work):
 def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(report, "code", lambda profile: "12e4567890")  # a mark may read as a number
+    monkeypatch.setattr(browsing, "ENVIRONMENT", Path("nowhere"))
     monkeypatch.setattr(report.plots, "save_figure", lambda fig, path, numbers, alt: drawn.append((path.name, len(numbers))))
     amount = replace(AMOUNT, exp1=2, exp2=2)
     table = report.bench(work.profile, amount)
@@ -205,3 +209,18 @@ def test_the_interval_is_the_smallest_and_the_largest_of_six():
     side = lambda: timing.Run(next(seconds))
     row = timing.alternate(side, side, 6)
     assert (row["ratio_low"], row["ratio"], row["ratio_high"]) == (2, 4.5, 7) and row["ours_seconds"] == 1
+
+
+def test_the_browser_is_timed_on_what_sae_dashboard_reads():
+    """The files that the other side is given hold the very model, SAE and tokens that ours is timed on."""
+    scene = browsing.Scene(d_model=32, n_layers=2, d_sae=64, rows=4, context=16, features=8)
+    assert scene.ours().seconds > 0
+    model, dictionary, tokens = scene.made
+    place = Path(scene.folder.name)
+    theirs = SAE.load_from_disk(place / "sae")
+    assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_pre"
+    assert torch.equal(load_file(place / "tokens.safetensors")["tokens"], tokens)
+    with torch.no_grad():
+        x = model.hf(tokens, output_hidden_states=True).hidden_states[1]
+        assert torch.allclose(theirs.encode(x), dictionary.encode(x), atol=1e-5)
+        assert 0 < (dictionary.encode(x) > 0).float().mean() < 0.1
