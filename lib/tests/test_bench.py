@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 from safetensors.torch import load_file
 
-from lib.bench import browsing, as_published, report, timing, trainers, workplace
+from lib.bench import as_published, browsing, report, timing, trainers, workplace
 from lib.book import paths
 from lib.dictionary import bases, deltas
 from lib.dictionary.dictionaries import Dictionary
