@@ -20,7 +20,7 @@ PYTHON := .venv/bin/python
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 
 # Which study a chapter belongs to stands in its own metadata, as `"study": "tool"`; chapters of a study without a table in
-# the profile are left out.
+# the profile are left out, those of several studies where all are.
 says = $(shell sed -n 's/^  *"$(1)": "\([0-9a-z_ ]*\)".*/\1/p' '$(2)')
 TABLES := $(shell sed -n 's/^ *\[*"*\([a-z_]*\).*/\1/p' '$(TOML)' 2> /dev/null)
 CHAPTERS := $(foreach n,$(NOTEBOOKS),$(if $(filter $(or $(call says,study,$(n)),any),any $(TABLES)),$(n:notebooks/%=$(BUILD)/%)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from lib import profiles
 from lib.book.fingerprint import code, fingerprint, state, versions
 from lib.book.paths import NOTEBOOKS, ROOT, replacing
+from lib.profiles.tables import STUDIES
 
 
 def needs(source: str) -> None:
@@ -27,7 +28,8 @@ def needs(source: str) -> None:
         need, record = folder / notebook.stem, profile.paths.build / f"{notebook.stem}.json"
         text = notebook.read_text(encoding="utf-8")
         study = json.loads(text)["metadata"].get("study")
-        own = profiles.load(source, "tool" if study == "transcoders" else study)  # chapter 0 speaks of the tool study too
+        study = {"transcoders": "tool"}.get(study, study)  # chapter 0 looks at prompts too
+        own = profiles.load(source, study if study in STUDIES else None)
         of = fingerprint(own, *common, text, code(notebook))
         if _lost(record) or not need.exists() or not need.read_text().startswith(of):
             with replacing(need) as temporary:

@@ -64,9 +64,8 @@ def answered(notebook: nbformat.NotebookNode) -> None:
 def run(notebook: Path, source: str, given: dict) -> Path:
     """Execute a chapter for a profile; returns the executed copy. Nothing is left half-written."""
     profile = profiles.load(source)
-    study = nbformat.read(notebook, as_version=4).metadata.get("study")
-    if study and getattr(profile, study) is None:
-        raise ValueError(f"{source}: has no table [{study}], which {notebook.stem} is about; add it to the profile")
+    if table := profiles.lacks(profile, nbformat.read(notebook, as_version=4).metadata.get("study")):
+        raise ValueError(f"{source}: has no table [{table}], which {notebook.stem} is about; add it to the profile")
     profiles.claim(profile, source)
     check_parameters(notebook, given)
     out = (profile.paths.build / "trials" if given else profile.paths.build) / notebook.name

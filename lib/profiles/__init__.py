@@ -52,6 +52,12 @@ def load(profile: str, study: str | None = None) -> Profile:
     return found if study is None else found.model_copy(update={other: None for other in STUDIES if other != study})
 
 
+def lacks(profile: Profile, study: str | None) -> str | None:
+    """The table without which a chapter about `study` is left out, if the profile lacks it; of several any one will do."""
+    tables = (study or "").split()
+    return None if not tables or any(getattr(profile, table) is not None for table in tables) else tables[0]
+
+
 def claim(profile: Profile, source: str) -> None:
     """Put the profile's mark on its data, or refuse where they are another file's of the same name."""
     file = (Path(source) if source.endswith(".toml") else FOLDER / f"{source}.toml").resolve()

@@ -22,7 +22,7 @@ SMALL = {"n_prompts": 4, "steps_through": 4, "n_ordinary": 12, "n_units": 4, "n_
 def chapters(profile: Profile) -> list[Path]:
     """Those of the studies that a profile has."""
     every = {path: nbformat.read(path, as_version=4).metadata.get("study") for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
-    return [path for path, study in every.items() if study is None or getattr(profile, study) is not None]
+    return [path for path, study in every.items() if not profiles.lacks(profile, study)]
 
 
 def run(profile: str) -> None:

@@ -13,8 +13,8 @@ from lib.book.paths import NOTEBOOKS, ROOT
 PATHS = profiles.load("nano").paths
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FROM_THE_PLAN = "## Profiles"  # its figures are sizes and times, which the plan makes
-# thresholds of a rule, versions, and addresses of papers
-STATED = {"09_tool_or_template": {"0.9", "0.1", "0.5"}}
+# thresholds of a rule, what chance gives, and values that an exercise supposes
+STATED = {"08b_reading": {".5"}, "09_tool_or_template": {"0.9", "0.1", "0.5"}, "12_features": {".5", ".9"}}
 
 
 def table(name: str) -> pd.DataFrame:

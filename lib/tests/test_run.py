@@ -47,7 +47,7 @@ def test_sources_have_no_outputs_and_one_cell_of_literal_parameters(path):
         assert isinstance(statement, ast.Assign)
         ast.literal_eval(statement.value)
     opening = notebook.cells[0].source
-    assert opening.startswith(f"# {int(path.stem[:2])}. ")
+    assert opening.startswith(f"# {path.stem.split('_')[0].lstrip('0') or 0}. ")
     for word in ("**Question.**", "**Answer.**", "**What this does not show.**"):
         assert word in opening
     assert max(len(cell.source.splitlines()) for cell in code) <= 30

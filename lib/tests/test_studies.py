@@ -1,5 +1,6 @@
 """A study is a table of a profile: without it its chapters are left out, and asked for by name they say so."""
 
+import re
 import shutil
 
 import pytest
@@ -12,7 +13,7 @@ from lib.tests.test_make import make
 
 @pytest.fixture
 def without(tmp_path):
-    """`smoke` without the study of a tool."""
+    """`smoke` without any study."""
     text = (profiles.FOLDER / "smoke.toml").read_text()
     file = tmp_path / "no-study.toml"
     file.write_text(text[: text.index("[tool]")] + text[text.index("[organism]") :])
@@ -27,8 +28,24 @@ def test_a_study_without_a_table_is_left_out_with_one_line(without):
     profile.paths.build.mkdir(parents=True)
     (profile.paths.build / "base").touch()
     said = make("-n", "all", f"PROFILE={file}").stdout
-    assert "-m lib.run" not in said
-    assert "for study in tool;" in said and "for study in ;" in make("-n", "all", "PROFILE=smoke").stdout
+    assert re.findall(r"-m lib.run \S+", said) == ["-m lib.run notebooks/00_the_model.ipynb"]
+    assert "for study in features tool;" in said and "for study in ;" in make("-n", "all", "PROFILE=smoke").stdout
+
+
+def test_a_chapter_of_several_studies_is_there_for_any_of_them(tmp_path):
+    text = (profiles.FOLDER / "smoke.toml").read_text()
+    for left_out in ("[tool]", "[features]"):
+        end = "[features]" if left_out == "[tool]" else "[organism]"
+        file = tmp_path / f"no-{left_out[1:-1]}.toml"
+        file.write_text(text[: text.index(left_out)] + text[text.index(end) :])
+        paths = profiles.load(str(file)).paths
+        paths.build.mkdir(parents=True)
+        (paths.build / "base").touch()
+        said = make("-n", "all", f"PROFILE={file}").stdout
+        shutil.rmtree(paths.build)
+        assert "notebooks/21_ledger.ipynb" in said and "notebooks/00_the_model.ipynb" in said
+        assert ("notebooks/01_prompts.ipynb" in said) == (left_out != "[tool]")
+        assert ("notebooks/12_features.ipynb" in said) == (left_out != "[features]")
 
 
 def test_its_chapters_say_so_when_they_are_asked_for(without):
