@@ -36,6 +36,17 @@ train_tokenizer(organism, 500).save_pretrained(folder)
 model = models.bridged(*models.load_hf(folder, "float32"))
 dial(lambda: model, replacement, ["all", 0, 1], "", 8)
 """
+EXPLORER = (
+    CELL[: CELL.index("dial(lambda")]
+    + """
+from lib.tests.test_widgets import loud
+from lib.widgets import explorer
+
+print("RIGHT")  # in one cell, for of others Jupyter shows only what is in view
+sae = loud(24, 3).changed(b_enc=torch.full((24,), -0.5))
+explorer(lambda: model, lambda m: (m.site("resid_post", 0), sae), "Room 12 & 3", {4: "<b>digits</b>"}, None, 8)
+"""
+)
 TELL = """
 import json
 print("RIGHT", json.dumps([wanted(model, 1.0, "all", f"Room {i}") for i in range(80)]))
@@ -44,11 +55,13 @@ print("RIGHT", json.dumps([wanted(model, 1.0, "all", f"Room {i}") for i in range
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab that serves one notebook."""
+    """The addresses of the notebooks that a JupyterLab serves, each in a workspace of its own: else all of them open."""
     folder = tmp_path_factory.mktemp("lab")
     cells = [nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell(TELL)]
     kernel = {"kernelspec": {"name": "delta-transcoders", "display_name": "Delta transcoders", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "dial.ipynb")
+    cells = [nbformat.v4.new_code_cell(EXPLORER)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "explorer.ipynb")
     port = 18_000 + os.getpid() % 10_000
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0",
                f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]  # fmt: skip
@@ -64,23 +77,27 @@ def lab(tmp_path_factory):
         except (urllib.error.URLError, OSError):
             assert server.poll() is None, (folder / "lab.log").read_text()
             time.sleep(0.5)
-    yield f"{address}/lab/tree/dial.ipynb?token={TOKEN}"
+    yield lambda name: f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}"
     server.terminate()
     server.wait(20)
 
 
-@pytest.fixture(scope="module")
-def page(chromium, lab):
-    """The notebook, run from top to bottom."""
+def opened(chromium, address: str):
+    """A notebook, run from top to bottom."""
     page = chromium.new_page(viewport={"width": 1300, "height": 900})
-    page.goto(lab, timeout=MINUTE)
+    page.goto(address, timeout=MINUTE)
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=2 * MINUTE)
     page.wait_for_selector("text=Delta transcoders | Idle", timeout=2 * MINUTE)  # what runs before that is lost
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    page.wait_for_selector(".jp-OutputArea-output:has-text('RIGHT')", timeout=3 * MINUTE)
+    page.wait_for_selector(".jp-OutputArea-output:has-text('RIGHT')", state="attached", timeout=3 * MINUTE)
     page.wait_for_selector(".widget-textarea textarea", timeout=MINUTE)
     return page
+
+
+@pytest.fixture(scope="module")
+def page(chromium, lab):
+    return opened(chromium, lab("dial"))
 
 
 def answered(page, text: str) -> None:
@@ -124,3 +141,25 @@ def test_long_and_empty_texts_are_one_line_and_the_kernel_lives(page):
     field.fill("Room 1")
     ask.click()
     page.wait_for_function("document.querySelector('.widget-textarea textarea').value.length > 3", timeout=MINUTE)
+
+
+def test_the_explorer_shows_features_and_writes_with_one_switched_off(chromium, lab):
+    page = opened(chromium, lab("explorer"))
+    page.get_by_role("button", name="Look", exact=True).click()
+    features = page.locator(".widget-select select").nth(1)
+    page.wait_for_function("document.querySelectorAll('.widget-select select')[1].options.length > 1", timeout=MINUTE)
+    tokens = page.locator(".widget-select select").nth(0)
+    assert "anywhere" in tokens.inner_text() and "features" in tokens.inner_text()
+    shown = page.locator(".widget-html-content span[title]")
+    assert shown.count() > 3 and "&" in page.locator(".widget-html-content").inner_text()
+    before = [span.get_attribute("title") for span in shown.all()]
+    features.select_option(index=1)
+    titles = "[...document.querySelectorAll('.widget-html-content span[title]')].map(s => s.title).join()"
+    page.wait_for_function(
+        f"before => {titles} !== before.join()",
+        arg=before, timeout=MINUTE,
+    )  # fmt: skip
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('.widget-textarea textarea')[1].value.length > 0", timeout=MINUTE)
+    assert page.locator(".widget-textarea textarea").nth(0).input_value()
+    page.close()
