@@ -118,8 +118,8 @@ def bases_of_a_real_model() -> str:
     middle = table[table.groupby("layer").average_l0.rank() == 2]
     (f_low, f_high), (c_low, c_high) = ((middle[name].min(), middle[name].max()) for name in ("fvu", "ce_recovered"))
     return (
-        f"On held-out text those of the middle L0 leave from {f_low:.3f} to {f_high:.3f} of the variance unexplained and recover "
-        f"from {c_low:.3f} to {c_high:.3f} of the cross-entropy against mean ablation ({len(middle)} layers, n = "
+        f"On held-out text those of the middle L0 leave from {f_low:.3f} to {f_high:.3f} of the variance unexplained and "
+        f"recover from {c_low:.3f} to {c_high:.3f} of the cross-entropy against mean ablation ({len(middle)} layers, n = "
         f"{middle.n.min()} rows of text); layer {middle.layer[middle.fvu.idxmax()]} is the hardest."
     )
 
