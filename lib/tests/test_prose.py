@@ -9,6 +9,7 @@ import pytest
 from lib import profiles
 from lib.bench import report
 from lib.book.paths import NOTEBOOKS, ROOT
+from lib.studies.tool import reading
 
 PATHS = profiles.load("nano").paths
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -91,6 +92,16 @@ def faithful() -> str:
         f"close {q} over the question's tokens, {d} at the answer's first token and {b} after it; a linear map of equal size "
         f"closes {q2}, {d2} and {b2} (chapter 8). Controllable: the dial above. Interpretable: chapter 8 says which features "
         f"carry it, and how few of them do."
+    )
+
+
+def readable() -> str:
+    rows = reading.simplicity(table("reading_units.csv")).set_index("kind")
+    delta, linear, random = (interval(rows.loc[kind], "auroc_strongest") for kind in ("delta", "linear", "random model"))
+    return (
+        f"A rule about tokens tells the strongest tokens of a delta feature with a mean AUROC of {delta}, those of a linear "
+        f"map's directions with {linear}, those of a transcoder of a random model with {random} (chapter 8b, "
+        f"n = {rows.n_strongest['delta']} features)."
     )
 
 
