@@ -159,6 +159,7 @@ SAID = {
         seeds,
         verdict,
         faithful,
+        readable,
         counts,
         ledger,
         features_counts,
