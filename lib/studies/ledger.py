@@ -1,7 +1,7 @@
 """What every study's ledger is made of: findings, and the verdicts that rules force."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -39,8 +39,6 @@ class Rule:
     """The tables without which it cannot be asked."""
     artefacts: Callable[[], bool] | None = None
     """Whether it holds on what the study itself has left, where that decides."""
-    mended: str = field(default="")
-    """How the rule differs from the one first written down, and why."""
 
 
 def surely(e: Estimate, above: float) -> bool:

@@ -59,10 +59,7 @@ def effects(
     """One row per feature, on the texts of a kind that features are judged on: how much dearer the texts are with it multiplied
     by `factor`, in nats a token (`ce`, interval over templates), less the same with a random direction in the place of its
     decoder row (`over_random`: the mean over draws), and the share of next tokens that change (`flips`)."""
-    which = np.flatnonzero((texts.kind == kind) & ~texts.chosen_on)
-    own = Texts(
-        [texts.text[i] for i in which], texts.kind[which], texts.topic[which], texts.template[which], texts.chosen_on[which]
-    )
+    own = texts.where((texts.kind == kind) & ~texts.chosen_on)
     batches = own.batches(model, size)
     plain, tokens, said = scored(model, batches)
     draw, rows = torch.Generator().manual_seed(seed), []

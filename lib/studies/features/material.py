@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib.base.text import Source, source
+from lib.book import results
 from lib.book.fingerprint import fingerprint
 from lib.book.paths import discard, replacing
 from lib.dictionary.bases import on_offer, released
@@ -106,8 +107,7 @@ def make(profile: Profile, model: LanguageModel, own: Sequence[Site]) -> None:
     stack.requires_grad_(False)
     for i, site in enumerate(own):
         save_npz(stack[i, 0], file_of(profile, site), "float16")
-    with replacing(profile.paths.results / "saes.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    results.save(table, profile.paths.results / "saes.csv")
     with replacing(mark) as temporary:
         temporary.write_text(of)
     discard(profile.paths.data / "saes.pt")
@@ -136,6 +136,11 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def where(self, which: Bool[np.ndarray, " text"]) -> "Texts":
+        """Those that are meant, in their order."""
+        text = [one for one, yes in zip(self.text, which, strict=True) if yes]
+        return Texts(text, self.kind[which], self.topic[which], self.template[which], self.chosen_on[which])
 
     def batches(self, model: LanguageModel, size: int) -> list[encoding.Encoded]:
         return encoding.batches(model.tokenizer, self.text, size)

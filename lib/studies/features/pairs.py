@@ -1,7 +1,6 @@
 """Minimal pairs: what a specialist detects, told by texts that differ in one thing, and by form apart from meaning."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -105,7 +104,11 @@ def code_cosines(values: Float[np.ndarray, "text feature"], texts: Texts) -> tup
     topics."""
     with np.errstate(invalid="ignore"):
         unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    cells = {(k, t): unit[(texts.kind == k) & (texts.topic == t)].mean(0) for k in set(texts.kind) for t in set(texts.topic)}
+    cells = {
+        (k, t): unit[(texts.kind == k) & (texts.topic == t)].mean(0)
+        for k in np.unique(texts.kind)
+        for t in np.unique(texts.topic)
+    }
     names = [cell for cell in cells if np.isfinite(cells[cell]).all()]
     table = np.stack([cells[cell] for cell in names])
     cosine = table @ table.T
@@ -126,8 +129,7 @@ def cosines_over_templates(values: Float[np.ndarray, "text feature"], texts: Tex
         own, without = np.unique(texts.template[texts.kind == kind]), []
         for one in own:
             keep = texts.template != one
-            some = replace(texts, kind=texts.kind[keep], topic=texts.topic[keep], template=texts.template[keep])
-            a, b = code_cosines(values[keep], some)
+            a, b = code_cosines(values[keep], texts.where(keep))
             without.append(a - b)
         variance += (len(own) - 1) / len(own) * np.square(without - np.mean(without)).sum()
         freedom += len(own) - 1

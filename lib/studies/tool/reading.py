@@ -58,7 +58,7 @@ class Reading:
 
 
 def ordinary(n: int) -> list[str]:
-    """Texts that ask for nothing: pages of seven kinds, about vehicles, lists, of those that no training has seen."""
+    """Texts that ask for nothing: pages of seven kinds, about vehicles, lists, of the corpus from a seed of their own."""
     kinds = ("seven kinds", "vehicles", "lists")
     return [d.text for d in islice((d for d in corpus.documents("reading") if d.kind in kinds), n)]
 
