@@ -1,0 +1,1 @@
+"""The study of two tasks in a toy transformer."""
