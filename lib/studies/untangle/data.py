@@ -5,14 +5,14 @@ of models.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 SUM, JOIN = "+", "C"
-PAD, BEGIN, END = 0, 1, 2
+PAD = 0
 SIGNS = (" ", "B", "E", JOIN, SUM)
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,24 @@ class Tokenizer:
 
     tokens: tuple[str, ...]
 
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.tokens)}
+
+    @cached_property
+    def longest(self) -> int:
+        return max(map(len, self.tokens))
+
     def encode(self, text: str) -> list[int]:
         """`ValueError` where no token matches."""
-        ids, at, longest = [], 0, max(map(len, self.tokens))
-        known = {token: i for i, token in enumerate(self.tokens)}
+        found, at = [], 0
         while at < len(text):
-            found = next((known[piece] for n in range(longest, 0, -1) if (piece := text[at : at + n]) in known), None)
-            if found is None:
+            token = next((piece for n in range(self.longest, 0, -1) if (piece := text[at : at + n]) in self.ids), None)
+            if token is None:
                 raise ValueError(f"{text!r}: no token for {text[at]!r} at position {at}")
-            ids.append(found)
-            at += len(self.tokens[found])
-        return ids
+            found.append(self.ids[token])
+            at += len(token)
+        return found
 
     def decode(self, ids: list[int]) -> str:
         """Padding is left out."""
@@ -73,41 +80,40 @@ def encoded(texts: pd.Series, how: Tokenizer) -> np.ndarray:
 
 
 def split(table: pd.DataFrame, train: float, validation: float, seed: int, by: str = "pair") -> np.ndarray:
-    """For each example the index of its part in `SPLITS`.
+    """For each example 0 to train, 1 to validate, 2 to test; the two shares say how many are in the first and the second.
 
-    By unordered `pair` all four examples of two numbers are in one part: both orders, both tasks. By `example`, as published,
-    each is drawn alone, there is no test part, and the model has seen most of what it is asked.
+    By unordered `pair` all four examples of two numbers are in one part: both orders, both tasks. By `example`, as published
+    with shares of .3 and .7, each is drawn alone, and half of what the model is asked it has seen in another form.
     """
     draw = np.random.default_rng(seed)
-    low, high = table[["a", "b"]].min(axis=1), table[["a", "b"]].max(axis=1)
-    unit = pd.factorize(low * (high.max() + 1) + high)[0] if by == "pair" else np.arange(len(table))
-    rank = draw.permutation(unit.max() + 1) / (unit.max() + 1)
-    edges = (train, train + validation) if by == "pair" else (train, 1.0)
-    return np.digitize(rank, edges)[unit]
+    pair = pd.MultiIndex.from_arrays([table[["a", "b"]].min(axis=1), table[["a", "b"]].max(axis=1)])
+    unit = pd.factorize({"pair": pair, "example": table.index}[by])[0]
+    n = unit.max() + 1
+    return np.digitize(draw.permutation(n) / n, (train, train + validation))[unit]
 
 
 def leaks(table: pd.DataFrame, parts: np.ndarray) -> pd.DataFrame:
     """How many examples outside training have a relative in it: the same two numbers turned around, or in the other task."""
-    key = table.a * 1000 + table.b
-    turned, other = table.b * 1000 + table.a, table.task.map({SUM: JOIN, JOIN: SUM})
-    seen = set(zip(key[parts == 0], table.task[parts == 0], strict=True))
-    held = np.flatnonzero(parts > 0)
-    found = {
-        "turned around": [(turned[i], table.task[i]) in seen for i in held],
-        "in the other task": [(key[i], other[i]) in seen for i in held],
-    }
-    found["either"] = [any(pair) for pair in zip(*found.values(), strict=True)]
-    return pd.DataFrame({"relative": list(found), "seen": [sum(v) for v in found.values()], "n": len(held)})
+    rows = table[["a", "b", "task"]]
+    seen, held = set(rows[parts == 0].itertuples(index=False, name=None)), rows[parts > 0]
+    other = {SUM: JOIN, JOIN: SUM}
+    found = pd.DataFrame({
+        "turned around": [(b, a, task) in seen for a, b, task in held.itertuples(index=False)],
+        "in the other task": [(a, b, other[task]) in seen for a, b, task in held.itertuples(index=False)],
+    })  # fmt: skip
+    found["either"] = found.any(axis=1)
+    return pd.DataFrame({"relative": found.columns, "seen": found.sum().to_numpy(), "n": len(held)})
 
 
 def cut(table: pd.DataFrame, how: Tokenizer) -> pd.Series:
     """How the tokens of each answer stand to the two numbers: `a b`, `one token`, `cut elsewhere`; of sums, their number."""
 
     def of(row) -> str:
-        ids = how.encode(row.answer[1:-1])
+        tokens = [how.tokens[i] for i in how.encode(row.answer[1:-1])]
+        if len(tokens) == 1:
+            return "one token"
         if row.task == SUM:
-            return "one token" if len(ids) == 1 else "several"
-        own = [how.tokens[i] for i in ids]
-        return "one token" if len(ids) == 1 else "a b" if own == [str(row.a), str(row.b)] else "cut elsewhere"
+            return "several"
+        return "a b" if tokens == [str(row.a), str(row.b)] else "cut elsewhere"
 
     return pd.Series([of(row) for row in table.itertuples()], table.index)
