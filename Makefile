@@ -24,7 +24,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 says = $(shell sed -n 's/^  *"$(1)": "\([0-9a-z_ ]*\)".*/\1/p' '$(2)')
 TABLES := $(shell sed -n 's/^ *\[*"*\([a-z_]*\).*/\1/p' '$(TOML)' 2> /dev/null)
 CHAPTERS := $(foreach n,$(NOTEBOOKS),$(if $(filter $(or $(call says,study,$(n)),any),any $(TABLES)),$(n:notebooks/%=$(BUILD)/%)))
-LONGEST := $(patsubst %,$(BUILD)/%.ipynb,08_controls 07_how_measurement_misleads 06_exp2b_dose)# what takes long is begun first
+LONGEST := $(patsubst %,$(BUILD)/%.ipynb,19_untangling 14_sae_variants 09b_seeds 08_controls 07_how_measurement_misleads 06_exp2b_dose)# what takes long is begun first
 WITHOUT := $(filter-out $(TABLES),$(sort $(foreach n,$(NOTEBOOKS),$(call says,study,$(n)))))
 
 # Chapters that wait for the same ones run side by side, each with its share of the cores: with a small model two chapters of
@@ -35,7 +35,7 @@ MAKEFLAGS += -j$(JOBS)
 endif
 SPACE := $(subst ,, )
 after = <$(subst $(SPACE),+,$(call says,after,$(1)))>
-AFTER := $(foreach n,$(NOTEBOOKS),$(call after,$(n)))
+AFTER := $(foreach n,$(CHAPTERS:$(BUILD)/%=notebooks/%),$(call after,$(n)))
 SHARE = env $(KEEPING:%=-u %) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) ))}
 share = $(if $(filter-out 1,$(JOBS)),$(if $(word 2,$(filter $(call after,$(1)),$(AFTER))),$(SHARE)))
 
@@ -72,7 +72,7 @@ endif
 .venv/installed: requirements.txt
 	@python3 -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed; python3 is %d.%d here' % sys.version_info[:2])"
 	test "$$(.venv/bin/python -V 2> /dev/null)" = "$$(python3 -V)" || python3 -m venv --clear .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	$(PYTHON) -c "import os, sysconfig; site = sysconfig.get_path('purelib'); print(os.path.relpath('.', site), file=open(site + '/book.pth', 'w'))"
 	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.log_level = 'CRITICAL'" > .venv/etc/ipython/ipython_kernel_config.py
 	$(PYTHON) -m ipykernel install --sys-prefix --name delta-transcoders --display-name "Delta transcoders" --env PYTHONPATH "$$PWD" --env PYTHONUTF8 1 > /dev/null

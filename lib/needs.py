@@ -29,7 +29,7 @@ def needs(source: str) -> None:
         text = notebook.read_text(encoding="utf-8")
         study = json.loads(text)["metadata"].get("study")
         study = {"transcoders": "tool"}.get(study, study)  # chapter 0 looks at prompts too
-        own = profiles.load(source, study if study in STUDIES else None)
+        own = profiles.load(source, *([study] if study in STUDIES else []))
         of = fingerprint(own, *common, text, code(notebook))
         if _lost(record) or not need.exists() or not need.read_text().startswith(of):
             with replacing(need) as temporary:

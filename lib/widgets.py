@@ -8,41 +8,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import ipywidgets as w
 import torch
 
+from lib.book.controls import Dial
 from lib.dictionary.dictionaries import BaseDelta, Dictionary
-from lib.model.encoding import acted_on, asked
+from lib.model.encoding import acted_on, asked, readable
 from lib.model.generation import generate
 from lib.model.hooks import edited, recorded, replaced
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
-
-
-class Dial(w.VBox):
-    """Controls, and a picture of them for where there is no kernel to turn them: a page, or paper."""
-
-    def _repr_mimebundle_(self, **kwargs) -> dict[str, str]:
-        rows = "".join(f"<p><label>{_picture(control)}</label></p>" for control in self.children)
-        return super()._repr_mimebundle_(**kwargs) | {"text/html": f"<fieldset disabled>{rows}</fieldset>"}
-
-
-def _picture(control: w.DOMWidget) -> str:
-    """One of the controls below, as a form's field."""
-    name, said = html.escape(control.description), html.escape(str(getattr(control, "value", "")))
-    match control:
-        case w.HTML():
-            return control.value
-        case w.Select():
-            options = "".join(f"<option>{html.escape(str(option[0]))}</option>" for option in control.options)
-            return f'{name} <select size="6" style="width: min(40em, 70%)">{options}</select>'
-        case w.FloatSlider():
-            ends = f'min="{control.min}" max="{control.max}" step="{control.step}"'
-            return f'{name} <input type="range" {ends} value="{said}"> {said}'
-        case w.ToggleButtons():
-            return " ".join([name, *(f"<button>{html.escape(str(option))}</button>" for option in control.options)])
-        case w.Text():
-            return f'{name} <input type="text" value="{said}" style="width: min(40em, 70%)">'
-        case w.Textarea():
-            return f'{name} <textarea rows="2" style="width: min(40em, 70%)">{said}</textarea>'
-    return f"<button>{name}</button>"
 
 
 def dial(
@@ -152,7 +124,7 @@ def explorer(
         with recorded(model(), [], {site: found}, stop=True) as record:
             hf(input_ids=ids, attention_mask=ids.new_ones(ids.shape), use_cache=False)
         f = record.features[site][0] * acted_on(tokenizer, ids, ids.new_ones(ids.shape))[0][:, None]
-        seen.update(pieces=[tokenizer.decode([i]) for i in ids[0].tolist()], f=f.cpu())
+        seen.update(pieces=[readable(tokenizer, i) for i in ids[0].tolist()], f=f.cpu())
         counts = (seen["f"] > 0).sum(1).tolist()
         options = [
             (f"{i}: {piece!r}, {n} features", i) for i, (piece, n) in enumerate(zip(seen["pieces"], counts, strict=True))
@@ -207,3 +179,33 @@ def explorer(
     token.observe(guarded(firing), "value")
     feature.observe(guarded(tell), "value")
     return Dial([text, look, token, feature, lines, factor, write, plain, changed])
+
+
+def steering(
+    answers: Callable[[str, float, str, str], tuple[str, str]], names: Sequence[str], doses: Sequence[float],
+    places: Sequence[str], example: str,
+) -> Dial:  # fmt: skip
+    """A question, and the answer with the features of a chosen word added or taken off, beside the model's own.
+
+    `answers(word, dose, where, question)` gives both. They are shown as text, and an error as one line.
+    """
+    word = w.Select(options=list(names), description="word", rows=5)
+    dose = w.FloatSlider(1.0, min=-max(doses), max=max(doses), step=0.25, description="dose", continuous_update=False)
+    where = w.ToggleButtons(options=list(places), description="where")
+    text = w.Text(example, description="it reads", continuous_update=False, layout=w.Layout(width="40em"))
+    ask = w.Button(description="Ask", button_style="primary")
+    plain, edited = (
+        w.Textarea(description=name, disabled=True, layout=w.Layout(width="40em", height="4em"))
+        for name in ("as it is", "edited")
+    )
+    turn = threading.Lock()
+
+    def update(_=None) -> None:
+        with turn:
+            try:
+                plain.value, edited.value = answers(word.value, dose.value, where.value, text.value)
+            except Exception as error:  # a reader must see it, and a widget's thread shows none
+                edited.value = f"{type(error).__name__}: {error}".splitlines()[0]
+
+    ask.on_click(update)
+    return Dial([word, dose, where, text, ask, plain, edited])

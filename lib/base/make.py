@@ -32,6 +32,8 @@ from lib.profiles.tables import Package, Profile
 
 def make(profile: Profile, again: bool = False) -> None:
     """Make the model, the transcoders and the card where they are missing; see that what is not made here can be had."""
+    if profile.model is None:
+        return
     if profile.model.package or (profile.transcoders and profile.transcoders.made):
         with alone(_home(profile)):
             _make(profile, again)

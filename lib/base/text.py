@@ -103,6 +103,11 @@ class Natural:
         return {name.removeprefix("tokens/"): int(n) for name, n in self.rows.items() if name.startswith("tokens/")}
 
 
+def held_out(text: Source, tokens: int, split: str) -> list[Encoded]:
+    """About so many tokens of held-out text of all kinds."""
+    return [batch for of in text.held_out(tokens, split).values() for batch in of]
+
+
 def encoded(rows: Int[Tensor, "row pos"], size: int) -> list[Encoded]:
     """Full rows as batches of so many."""
     return [Encoded(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)) for ids in rows.long().split(size)]
@@ -152,17 +157,32 @@ def gathered(settings: Text, model: LanguageModel, folder: Path, seed: int) -> d
 
 
 def written(settings: Text, model: LanguageModel, folder: Path, seed: int) -> list[Document]:
-    """What the model answers to requests in its chat, at temperature 1; kept part by part, so that a rerun goes on."""
-    asked, found = requests(settings.written, seed), []
-    for start in tqdm(range(0, len(asked), SAMPLED_AT_ONCE), desc="text by the model", mininterval=2):
-        some, part = asked[start : start + SAMPLED_AT_ONCE], folder / f"{start}.json"
+    """What the model answers to requests in its chat, at temperature 1."""
+    asked = requests(settings.written, seed)
+    answers = answered(model, asked, folder, settings.written_tokens, 1.0)
+    return [Document("written", f"{q}\n{a}") for q, a in zip(asked, answers, strict=True)]
+
+
+def answered(
+    model: LanguageModel, asked: Sequence[str], folder: Path, tokens: int, temperature: float, size: int = SAMPLED_AT_ONCE
+) -> list[str]:
+    """What a model answers to requests in its chat, of at most so many tokens each.
+
+    Kept in `folder`, part by part, so that a rerun goes on; a part is named by what decides it, so that another run's is never
+    taken.
+    """
+    found: list[str] = []
+    weights = fingerprint([p[:1] for p in model.hf.parameters()])
+    for start in tqdm(range(0, len(asked), size), desc="text by the model", mininterval=2):
+        some = list(asked[start : start + size])
+        part = folder / f"{start}_{fingerprint(some, tokens, temperature, start, weights)}.json"
         if not part.exists():
             ids = [encoding.asked(model.tokenizer, text, "chat") for text in some]
-            how = dict(sampling=Sampling(1.0, seed=start), end=encoding.end_id(model.tokenizer, "chat"))
-            texts = continued(model.hf, model.tokenizer, ids, settings.written_tokens, **how)
+            how = dict(sampling=Sampling(temperature, seed=start), end=encoding.end_id(model.tokenizer, "chat"))
+            texts = continued(model.hf, model.tokenizer, ids, tokens, **how)
             with replacing(part) as temporary:
                 temporary.write_text(json.dumps(texts))
-        found += [Document("written", f"{q}\n{a}") for q, a in zip(some, json.loads(part.read_text()), strict=True)]
+        found += json.loads(part.read_text())
     return found
 
 

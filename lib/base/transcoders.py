@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lib.base.text import Source
+from lib.base.text import Source, held_out
 from lib.book.fingerprint import fingerprint
 from lib.book.paths import discard, replacing
 from lib.dictionary.checkpoint import Checkpoint
@@ -30,16 +30,16 @@ def make_transcoders(profile: Profile, model: LanguageModel, text: Source, folde
     layers, n_levels = layers_of(profile, model.n_layers), len(made.l0)
     sites = [model.site("trained", layer) for layer in layers]
     stack = Dictionary.initialised((len(layers), n_levels), model.d_model, made.d_sae, profile.seed)
-    some = [batch for of in text.held_out(made.probe_tokens // VALIDATION, "validation").values() for batch in of]
-    held_out = activations.collect(model, sites, some)
+    some = held_out(text, made.probe_tokens // VALIDATION, "validation")
+    check = activations.collect(model, sites, some)
     checkpoint = None
     if text.resumes:
         of = fingerprint(made, layers, [p[:1] for p in model.hf.parameters()], [batch.ids for batch in some])
         checkpoint = Checkpoint(folder.with_name("transcoders.pt"), of)
     l0 = torch.tensor(made.l0).expand(len(layers), n_levels)
     [history] = train(
-        [stack], text.batches(sites, checkpoint.step if checkpoint else 0, made.training.batch), (held_out.x[:, None],
-        held_out.y[:, None]), made.training, l0, progress="base transcoders", checkpoint=checkpoint,
+        [stack], text.batches(sites, checkpoint.step if checkpoint else 0, made.training.batch), (check.x[:, None],
+        check.y[:, None]), made.training, l0, progress="base transcoders", checkpoint=checkpoint,
     )  # fmt: skip
     final = history[history.step == history.step.max()].set_index("member")
     curve = [

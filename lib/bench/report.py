@@ -79,6 +79,14 @@ def jobs(work: Workplace) -> Iterator[Job]:
             size = f"{title} x {d_new}, batch {amount.batch}, {at_once} at once"
             yield Job("many", size, other, side(trainers.our_step, place), side(step, place), place)
 
+    if study := profile.transport:
+        d_sae, at_once = round(study.expansion * work.d_model), len(study.l0) * study.seeds
+        sizes, learn = (work.d_model, d_sae, d_sae, 4 * study.batch), settings.model_copy(update={"batch": study.batch})
+        place = functools.cache(functools.partial(trainers.random_layers, 1, at_once, *sizes, "SAEs"))
+        size = f"SAEs of {work.d_model} x {d_sae}, batch {study.batch}, {at_once} at once"
+        yield Job("saes", size, trainers.autoencoders(), lambda: Run(trainers.our_step(place(), learn)),
+                  lambda: Run(trainers.sae_lens_step(place(), learn)), place)  # fmt: skip
+
 
 # --- the tables and the figure ---
 

@@ -179,9 +179,14 @@ def sparsify_step(layers: Layers, settings: Training) -> float:
     return clock.step(layers.n)
 
 
+def autoencoders() -> str:
+    """sae-lens's trainer, with its version."""
+    return f"sae-lens {importlib.metadata.version('sae-lens')}, autoencoders"
+
+
 def others() -> dict[str, Callable[[Layers, Training], float]]:
     """Whatever trains on given activations, by the name of the other side."""
-    found = {PRODUCTS: products_alone, f"sae-lens {importlib.metadata.version('sae-lens')}, autoencoders": sae_lens_step}
+    found = {PRODUCTS: products_alone, autoencoders(): sae_lens_step}
     if importlib.util.find_spec("sparsify"):
         found[SPARSIFY.replace("==", " ")] = sparsify_step
     return found

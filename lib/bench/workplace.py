@@ -54,7 +54,8 @@ class Workplace:
 
     def __init__(self, profile: Profile, amount: Amount):
         self.profile, self.amount = profile, amount
-        self.layers = models.layers_of(profile, self.load()[0].config.num_hidden_layers)
+        config = self.load()[0].config
+        self.d_model, self.layers = config.hidden_size, models.layers_of(profile, config.num_hidden_layers)
         # what is trained here is not for the book
         self.scratch = profile.paths.data.with_name(f"{profile.name}.bench")
 

@@ -149,6 +149,7 @@ def _source(file: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells)
 
 
+@functools.cache
 def _imports(source: str) -> list[Path]:
     """The files of `lib` that some code names in its imports, at its top or within functions."""
     names = []

@@ -1,5 +1,6 @@
 """Tables on disk: computed once, then read; figures are drawn from what was read."""
 
+import csv
 import json
 import os
 import time
@@ -57,9 +58,11 @@ def table(
 
 
 def save(frame: pd.DataFrame, path: Path) -> None:
-    """Write a CSV, whole or not at all."""
+    """Write a CSV, whole or not at all. A lone carriage return in a text would end its row, were the text not quoted."""
+    texts = frame.select_dtypes(exclude=["number", "bool"])
+    broken = any(texts.iloc[:, i].astype(str).str.contains("\r").any() for i in range(texts.shape[1]))
     with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False)
+        frame.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL)
 
 
 def with_intervals(frame: pd.DataFrame, keep: list[str], names: list[str]) -> pd.DataFrame:

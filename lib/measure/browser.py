@@ -7,6 +7,7 @@ the page, which its script puts there as text and never as markup.
 import html
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from lib.book.paths import replacing
 from lib.dictionary.dictionaries import Dictionary
 from lib.measure.browse import AFTER, BEFORE, BINS, Browsed, Kept, nearest
+from lib.model import encoding
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 LISTED = 8
@@ -80,11 +82,11 @@ def data(
             for name, sign in (("raises", 1), ("lowers", -1)):
                 best = (sign * logits[n]).topk(LISTED)
                 one[name] = [
-                    [tokenizer.decode([i]), float(f"{sign * v:.3g}")]
+                    [encoding.readable(tokenizer, i), float(f"{sign * v:.3g}")]
                     for i, v in zip(*map(Tensor.tolist, best[::-1]), strict=True)
                 ]
         found.append(one)
-    said = {i: tokenizer.decode([i]) for text in texts for i in set(rows[text])}
+    said = {i: encoding.readable(tokenizer, i) for text in texts for i in set(rows[text])}
     return {
         "about": [[name, str(value)] for name, value in about.items()], "neuronpedia": neuronpedia,
         "texts": [[said[i] for i in rows[text]] for text in texts], "features": found,
@@ -108,7 +110,8 @@ def save(text: str, path: Path) -> None:
 def shown(text: str, height: int = 640) -> HTML:
     """The page inside a notebook, in a frame of its own that can reach nothing around it."""
     frame = f'<iframe sandbox="allow-scripts allow-popups" style="width: 100%; height: {height}px; border: 1px solid #ccc"'
-    return HTML(f'{frame} title="Feature browser" srcdoc="{html.escape(text)}"></iframe>')
+    with warnings.catch_warnings(action="ignore"):  # IPython would have a frame with an address
+        return HTML(f'{frame} title="Feature browser" srcdoc="{html.escape(text)}"></iframe>')
 
 
 def tokens_of(batch_ids: Tensor, attention: Tensor) -> list[list[int]]:

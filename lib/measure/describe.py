@@ -20,6 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lib.model import encoding
+
 SORTS = {
     "digits": r"\s*\d+", "letters": r"\s*[^\W\d_]+", "a capital first": r"\s*[A-Z].*", "capitals": r"\s*[A-Z]{2,}",
     "an operator": r"\s*[-+*/^=<>%]+", "a point, comma or the like": r"\s*[.,;:!?]+", "a bracket": r"\s*[()\[\]{}]+",
@@ -126,7 +128,7 @@ def described(
                 of = tokens.ids if place == "it is" else tokens.before
                 chosen, score = named[column], scores[column]
                 holds = torch.isin(of, torch.tensor(chosen)).float()
-                said = ", ".join(repr(tokenizer.decode([i])) if i >= 0 else "the beginning" for i in chosen)
+                said = ", ".join(repr(encoding.readable(tokenizer, i)) if i >= 0 else "the beginning" for i in chosen)
                 rule = f"{place} {said}" if len(chosen) == 1 else f"{place} one of {said}"
         label = labels[:, column]
         right, wrong = (holds[~fit & on].mean() for on in (label > 0, label == 0))

@@ -25,7 +25,7 @@ from lib.model.generation import continued
 from lib.model.hooks import Condition, Features, replaced
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
-from lib.profiles.tables import Evaluation, Protocol
+from lib.profiles.tool import Evaluation, Protocol
 from lib.texts.jsonl import templates
 from lib.texts.prompts import Prompt
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.book.stats import Clusters, Estimate, ratio
+from lib.model.encoding import Encoded
 
 # --- reconstruction ---
 
@@ -69,6 +70,18 @@ def nats(log_p: Float[Tensor, "batch pos-1 vocab"], ids: Int[Tensor, "batch pos"
     """Cross-entropy of each token given those before it; 0 for the first, which nothing predicts."""
     loss = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
     return torch.nn.functional.pad(loss, (1, 0))
+
+
+def log_odds(logits: Float[Tensor, "*n vocab"], these: Sequence[int], those: Sequence[int]) -> Float[Tensor, "*n"]:
+    """Of one set of next tokens against another, in nats: the logit difference of two single tokens."""
+    return logits[..., list(these)].logsumexp(-1) - logits[..., list(those)].logsumexp(-1)
+
+
+def of_answers(logits: Float[Tensor, "batch some vocab"], batch: Encoded) -> Float[Tensor, " batch"]:
+    """Cross-entropy of each answer, its tokens together, of logits at the positions `batch.foreseen`."""
+    ids, answer = (part[:, batch.foreseen + 1] for part in (batch.ids, batch.answer))
+    nats = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none")
+    return (nats.view(ids.shape) * answer).sum(1)
 
 
 def kl_from(

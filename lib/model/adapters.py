@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from lib.book import arrays, files, hub
 from lib.book.hub import local_or_hub
 from lib.model.models import load_hf
-from lib.profiles.tables import Finetune, Profile
+from lib.profiles.tables import Profile
+from lib.profiles.tool import Finetune
 
 
 def finetuned_elsewhere(

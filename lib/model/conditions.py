@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.model.encoding import Encoded
@@ -66,18 +66,20 @@ def replaced_logits(
     scope: str = "all",
     rows: int = 0,
     edit: Callable[[int], Edit | None] = lambda place: None,
+    at: Int[Tensor, " some"] | None = None,
 ) -> Iterator[Float[Tensor, "batch pos vocab"]]:
     """The logits of a batch under each condition, one after another: what `replaced` gives, at less cost.
 
     What lies below a condition's `start` is run once for all. Conditions of one start, where they follow one another, are
     given the very same input, and run as one batch of up to `rows` rows. `edit` gives that of each condition, by its place.
+    Logits are of the positions `at` alone where these are given: with a large vocabulary they cost as much as the blocks.
     """
     batch, written = batch.to(model.hf.device), writer(model, scope)
     n = len(batch.ids)
 
     def forward(times: int = 1) -> Tensor:
         ids, attention = batch.ids.repeat(times, 1), batch.attention.repeat(times, 1)
-        return model.hf(input_ids=ids, attention_mask=attention, use_cache=False).logits
+        return model.hf(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=0 if at is None else at).logits
 
     starts = {begin for begin in map(start, conditions) if begin}
     points = {f"blocks.{block}.hook_in" for block, site in starts if site is None and block}

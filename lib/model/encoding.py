@@ -8,6 +8,7 @@ joined, so that the tokens the model generates after the question are the tokens
 tokens would end in the joined text: a newline may be one token with the question mark before it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lib.texts.prompts import Prompt
 
@@ -30,6 +32,11 @@ class Encoded:
 
     def to(self, device) -> "Encoded":
         return Encoded(self.ids.to(device), self.attention.to(device), self.answer.to(device))
+
+    @property
+    def foreseen(self) -> Int[Tensor, " some"]:
+        """The positions at which a token of some answer is foreseen."""
+        return self.answer[:, 1:].any(0).nonzero()[:, 0]
 
 
 def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -122,6 +129,24 @@ def tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | str, form: str =
         return tokenizer(prompt).input_ids, []
     answer = [*tokenizer(prompt.target, add_special_tokens=False).input_ids, end_id(tokenizer, form)]
     return asked(tokenizer, prompt.input, form), answer
+
+
+def readable(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The text of one token, to be read; bytes that are no whole character stand as `<0xE2>`, as sentencepiece names them.
+
+    A byte-level vocabulary names bytes by characters of GPT-2's (Radford et al. 2019, section 2.2).
+    """
+    text = tokenizer.decode([token])
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        return text
+    name = tokenizer.convert_ids_to_tokens(token)
+    if not set(name) <= _BYTES.keys():
+        return text
+    said = bytes(_BYTES[character] for character in name).decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda match: f"<0x{ord(match[0]) - 0xDC00:02X}>", said)
+
+
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | str) -> int:

@@ -26,7 +26,7 @@ from lib.model import precision
 from lib.model.adapters import finetuned_elsewhere, with_lora
 from lib.model.encoding import encode
 from lib.model.models import load_hf
-from lib.profiles.tables import Finetune
+from lib.profiles.tool import Finetune
 from lib.texts.prompts import Prompt
 
 CURVES = ("step", "epoch", "loss", "eval_tool_loss", "eval_copy_loss")

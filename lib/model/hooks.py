@@ -113,7 +113,7 @@ def writer(model: LanguageModel, scope: str = "all") -> Callable[[Tensor, Tensor
     """What stands at a site in the end, of token ids and attention, of what the model has there and of what is to be.
 
     With `scope="prompt"` position 0 of every forward pass keeps what the model writes too, and so, with a
-    key-value cache, does every generated token (`lib.profiles.tables.Protocol`).
+    key-value cache, does every generated token (`lib.profiles.tool.Protocol`).
     """
 
     def written(ids: Tensor, attention: Tensor, y: Tensor, new: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from lib.texts.corpus import documents
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 CHECKPOINT_EVERY = 500  # steps
+DOCUMENTS = 30_000  # that a tokenizer is made from
 _PIECES = r"\n+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|[^\S\n]+(?!\S)|[^\S\n]+"
 _CHAT = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
@@ -37,7 +38,7 @@ _CHAT = (
 )
 
 
-def train_tokenizer(organism: OrganismModel, n_documents: int = 30_000) -> PreTrainedTokenizerFast:
+def train_tokenizer(organism: OrganismModel, n_documents: int | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE over the corpus: digits one by one, runs of newlines whole, <bos> in front."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,7 +47,7 @@ def train_tokenizer(organism: OrganismModel, n_documents: int = 30_000) -> PreTr
     tokenizer.decoder = decoders.ByteLevel()
     stream = documents(f"tokenizer/{organism.seed}")
     tokenizer.train_from_iterator(
-        (next(stream).text for _ in range(n_documents)),
+        (next(stream).text for _ in range(n_documents or DOCUMENTS)),
         trainers.BpeTrainer(
             vocab_size=organism.vocab_size,
             special_tokens=SPECIAL,

@@ -26,11 +26,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load(profile: str, study: str | None = None) -> Profile:
+def load(profile: str, *studies: str) -> Profile:
     """The profile of that name, or the one in that `.toml` file.
 
-    With a `study` the tables of all others are left out, so that what is made for one study does not hang on the settings of
-    another.
+    With some `studies` the tables of all others are left out, so that what is made for one study does not hang on the settings
+    of another.
     """
     path = Path(profile) if profile.endswith(".toml") else FOLDER / f"{profile}.toml"
     if not path.exists():
@@ -49,7 +49,14 @@ def load(profile: str, study: str | None = None) -> Profile:
         found = Profile(**{**table, "name": path.stem})
     except ValidationError as error:
         raise ProfileError(f"{path}: {_one_line(error)}") from None
-    return found if study is None else found.model_copy(update={other: None for other in STUDIES if other != study})
+    return found.model_copy(update={other: None for other in STUDIES if studies and other not in studies})
+
+
+def study(profile: Profile, name: str) -> BaseModel:
+    """The profile's table of a study; `ValueError` where there is none."""
+    if (table := getattr(profile, name)) is None:
+        raise ValueError(f"profile {profile.name}: has no table [{name}], which this study is about; add it")
+    return table
 
 
 def lacks(profile: Profile, study: str | None) -> str | None:

@@ -3,7 +3,6 @@
 Chapters take parameters as papermill gives them; they are kept small.
 """
 
-import gc
 import sys
 import time
 import warnings
@@ -29,7 +28,6 @@ def run(profile: str) -> None:
     plots.has_chrome = lambda: False
     for path in chapters(profiles.load(profile)):
         began, names = time.time(), {"__name__": "__main__"}
-        gc.freeze()  # statsmodels collects garbage at each correction: it need not walk through every library
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type == "code":
                 exec(compile(cell.source, f"{path.stem}, cell {number}", "exec"), names)

@@ -56,7 +56,7 @@ def do_deltas(place: Path, made: Path) -> None:
 
 
 def do_base(place: Path, made: Path) -> None:
-    pretraining.CHECKPOINT_EVERY = 2
+    pretraining.CHECKPOINT_EVERY, pretraining.DOCUMENTS = 2, 300  # no event falls into what a tokenizer reads
     profile = SMOKE.model_copy(update={
         "name": "killed",
         "model": SMOKE.model.model_copy(update={"source": str(place / "model")}),

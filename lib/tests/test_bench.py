@@ -158,7 +158,7 @@ def test_both_tables_are_written_and_a_second_run_goes_on(work, monkeypatch, cap
     amount = replace(AMOUNT, exp1=2, exp2=2)
     table = report.bench(work.profile, amount)
     assert list(table.columns[:9]) == timing.COLUMNS and not table.duplicated(timing.COLUMNS[:3]).any()
-    assert {"capture", "training", "exp1", "exp2", "forward", "step", "many"} == set(table.task)
+    assert {"capture", "training", "exp1", "exp2", "forward", "step", "many", "saes"} == set(table.task)
     assert (table[["ours_seconds", "other_seconds", "ratio"]] > 0).all().all() and (table.n == AMOUNT.runs).all()
     same, theirs = (row for _, row in table[table.task == "training"].iterrows())
     assert same["size"].endswith("one recipe") and same.ours_loss == pytest.approx(same.other_loss, rel=1e-3)

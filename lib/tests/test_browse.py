@@ -341,6 +341,21 @@ def test_hostile_text_is_shown_as_text(opened):
     assert "</script><script>" not in path.read_text().replace("</script>\n<script>", "")
 
 
+def test_parts_of_a_character_are_shown_as_bytes(tiny, site, chromium, tmp_path):
+    said = ["Tom has 3 “€”", "x 5 “€”"]
+    texts = batches(tiny.tokenizer, said, 2)
+    sae = Dictionary.initialised((), 32, 4, 3).changed(b_enc=torch.full((4,), 50.0))  # active everywhere
+    rows = tokens_of(texts[0].ids, texts[0].attention)
+    found = data(browse(tiny, site, sae, texts, k=2, sampled=2), sae, tiny.tokenizer, rows, [0], {})
+    source = browser.page(found, "bytes")
+    assert "<0xE2>" in found["texts"][0] and "<0xE2>" not in source and "\N{REPLACEMENT CHARACTER}" not in source
+    browser.save(source, tmp_path / "bytes.html")
+    tab = chromium.new_page()
+    tab.goto((tmp_path / "bytes.html").as_uri())
+    assert "<0xE2><0x82><0xAC>" in tab.locator("#one .text").first.inner_text()
+    tab.close()
+
+
 def test_in_a_notebook_it_is_a_frame_of_its_own(opened, chromium, tmp_path):
     _, found, _ = opened
     file = tmp_path / "notebook.html"

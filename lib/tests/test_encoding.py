@@ -7,7 +7,7 @@ import torch
 
 from lib.measure.evaluation import teacher_forced
 from lib.model import models
-from lib.model.encoding import asked, bos_id, encode, end_id, tokens
+from lib.model.encoding import asked, bos_id, encode, end_id, readable, tokens
 from lib.tests import real
 from lib.texts.prompts import Prompt, written
 
@@ -132,3 +132,17 @@ def test_a_text_without_a_target_is_itself_and_has_no_answer(tiny):
     assert not batch.answer.any() and batch.attention.sum() == sum(len(tiny.tokenizer(t).input_ids) for t in texts)
     [table] = teacher_forced(tiny, texts)
     assert (table.tokens == 0).all() and (table.nats_all > 0).all() and table.template.tolist() == texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_a_character_are_read_as_bytes(kind):
+    tokenizer, text = real.tokenizer(kind), "a “b” — Яд \N{GRINNING FACE}"
+    pieces = [readable(tokenizer, i) for i in tokenizer(text, add_special_tokens=False).input_ids]
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    of_bytes = rb"<0x([0-9A-F]{2})>"
+    whole = re.sub(of_bytes, lambda match: bytes([int(match[1], 16)]), "".join(pieces).encode())
+    assert whole.decode().replace("▁", " ").split() == text.split()
+    parts = [piece for piece in pieces if "<0x" in piece]
+    assert parts and all(re.fullmatch(r" ?(<0x[0-9A-F]{2}>)+", piece) for piece in parts)
+    for i in tokenizer("plain words", add_special_tokens=False).input_ids:
+        assert readable(tokenizer, i) == tokenizer.decode([i])

@@ -12,7 +12,7 @@ from lib.measure import evaluation
 from lib.model import models
 from lib.model.encoding import encode, tokens
 from lib.model.hooks import replaced
-from lib.profiles import tables
+from lib.profiles.tool import Protocol
 from lib.studies.tool import scores
 from lib.tests.at import at
 from lib.texts.prompts import written
@@ -103,7 +103,7 @@ def test_kl_and_logit_difference_one_by_one(tiny, plain, smoke, prompts, pair):
 
 @torch.no_grad()
 def test_the_published_format_has_neither_bos_nor_newline(tiny, plain, smoke, prompts):
-    [forced] = scores.forced(smoke.tool, tiny, prompts, protocol=tables.Protocol(ce_format="published"))
+    [forced] = scores.forced(smoke.tool, tiny, prompts, protocol=Protocol(ce_format="published"))
     for row, p in zip(forced.itertuples(), prompts, strict=True):
         q, a = (tiny.tokenizer(text, add_special_tokens=False).input_ids for text in (p.input, p.target))
         ids = torch.tensor([[*q, *a, tiny.tokenizer.eos_token_id]])

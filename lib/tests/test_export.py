@@ -21,7 +21,7 @@ from lib.dictionary.layouts import load_npz, save_npz
 from lib.model import models
 from lib.model.hooks import replaced
 from lib.model.sites import ARCHITECTURES
-from lib.profiles import tables
+from lib.profiles.tool import Protocol
 from lib.tests import real
 from lib.tests.at import other
 from lib.tests.test_imports import one_line, random
@@ -327,7 +327,7 @@ def test_an_l0_that_was_not_measured_is_not_made_up(home, job, tmp_path):
 
 def test_a_site_that_no_library_shares_is_not_exported(home):
     profile = home[1]
-    published = other(profile, protocol=tables.Protocol(site="published"))
+    published = other(profile, protocol=Protocol(site="published"))
     with pytest.raises(ValueError) as error:
         export.collect(published, None, D_NEW, PERCENTILE, 1.0)
     one_line(error, "tool.protocol.site 'published' scales by sqrt(d_model)")

@@ -1,17 +1,23 @@
 """The study of features: AUROC by hand, the null at its stated rate, planted specialists, pooling, rules that hold and fail."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from lib import profiles
+from lib.base import saes
 from lib.dictionary.dictionaries import Dictionary
 from lib.model import activations
 from lib.model.encoding import batches
 from lib.studies import ledger
 from lib.studies.features import claims, effects, layers, material, pairs, scratch, specialists
+from lib.studies.features import opened as opened_of
+from lib.studies.features import tables as tables_of
 from lib.studies.features.material import POOLINGS, Texts, pooled
+from lib.studies.features.opened import Opened
 
 KINDS, TOPICS = [f"kind{i}" for i in range(7)], [f"topic{i}" for i in range(4)]
 
@@ -101,9 +107,14 @@ def test_planted_specialists_are_found_on_other_templates(texts):
     assert table.feature["kind5"] == 50 and table.auroc_chosen["kind5"] > 0.99 and not table.passes["kind5"]
 
 
-def test_no_living_feature_is_an_error(texts):
-    with pytest.raises(ValueError, match="no feature is active in any of the texts"):
-        specialists.specialists(np.zeros((len(texts), 4)), texts)
+def test_without_a_living_feature_no_kind_has_a_specialist(texts):
+    values = np.zeros((len(texts), 4))
+    table = specialists.specialists(values, texts)
+    assert not len(table) and {"kind", "feature", "passes", "auroc"} <= set(table)
+    n, drawn, which = specialists.categories(table, values, texts, np.ones((3, int((~texts.chosen_on).sum())), np.float32))
+    assert n == 0 and drawn.tolist() == [0] * 3 and set(which) == set(KINDS)
+    assert specialists.passing_share(values, texts) == (0, 0)
+    assert list(specialists.specialists(noise(texts, 4, 0), texts, permutations=20)) == list(specialists.COLUMNS)
 
 
 # --- pooling ---
@@ -175,6 +186,46 @@ def test_trends_leaders_and_late_kinds_by_hand():
     clear = np.array([[[2.0], [1]], [[1], [2]], [[1], [3]]])  # (layer, kind, resample)
     assert layers._leader_changes(clear) == 0
     assert layers._leader_changes(np.array([[[2.0], [1]], [[3], [2]], [[1], [3]]])) == 1
+
+
+@pytest.fixture(scope="module")
+def opened(tiny):
+    """Texts of the study, and SAEs of three sites, the one between active nowhere."""
+    profile = profiles.load("smoke", "features")
+    profile = profile.model_copy(update={"features": profile.features.model_copy(update={"sites": {"resid_post": [0, 1, 2]}})})
+    own = [replace(tiny.site("resid_post", 0), layer=layer) for layer in range(3)]
+    living = Dictionary.initialised((), 32, 20, 3)
+    dead = living.changed(b_enc=torch.full((20,), -1e6))
+    texts = material.texts(profile, tiny)
+    held = activations.collect(tiny, own, texts.batches(tiny, 64))
+    return Opened(profile, tiny, dict(zip(own, (living, dead, living), strict=True)), texts, held)
+
+
+def test_a_layer_without_a_living_feature_is_left_out(opened, monkeypatch):
+    monkeypatch.setattr(opened_of, "compared", lambda profile, model: opened.order)
+    assert [site.layer for site in opened.compared] == [0, 2] and opened.middle.layer == 2
+    found = tables_of.layers(opened)
+    assert set(found.by_layer.layer) == set(found.specialists.layer) == {0, 2} and found.trends.trend.notna().all()
+    for make in (tables_of.general, tables_of.sites, tables_of.forms, tables_of.probes, tables_of.padding):
+        assert set(make(opened).layer.dropna()) == {0, 2}, make
+    assert set(tables_of.followed(opened).next_layer) == {2}
+
+
+def test_nothing_can_be_compared_where_no_layer_lives(opened, monkeypatch):
+    dead = opened.saes[opened.order[1]]
+    other = Opened(opened.profile, opened.model, dict.fromkeys(opened.order, dead), opened.texts, opened.held)
+    monkeypatch.setattr(opened_of, "compared", lambda profile, model: opened.order)
+    with pytest.raises(ValueError, match="no feature of any layer is active in any of the texts"):
+        other.compared  # noqa: B018
+
+
+def test_depth_counts_nothing_where_nothing_is_active(opened):
+    """Encoded after the mean a living SAE may be silent: that is a count of 0, and no kind leads there."""
+    found = layers.depth(opened.order, opened.saes, opened.held, opened.order, opened.texts)
+    silent = found.by_layer[found.by_layer.layer == 1]
+    assert len(silent) == len(POOLINGS) and (silent[["categories", "coverage", "peak"]] == 0).all(axis=None)
+    assert not (found.specialists.layer == 1).any() and found.trends.trend.notna().all()
+    assert layers._leader_changes(np.array([[[2.0], [1]], [[0], [0]]])) == 0  # nothing leads in the last layer
 
 
 # --- form and meaning ---
@@ -389,4 +440,4 @@ def test_one_study_s_settings_are_not_another_s():
     p, other = profiles.load("smoke", "tool"), profiles.load("smoke", "features")
     assert p.features is None and p.tool and other.tool is None and other.features
     with pytest.raises(ValueError, match=r"has no table \[features\]"):
-        material.features(p)
+        saes.features(p)

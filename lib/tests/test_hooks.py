@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lib.dictionary.dictionaries import Once, Sum
+from lib.measure import metrics
 from lib.model import activations, models
 from lib.model.conditions import replaced_logits
 from lib.model.encoding import encode
@@ -154,6 +155,17 @@ def test_conditions_that_begin_at_one_layer_share_batches_of_so_many_rows(tiny, 
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
     assert all(not torch.allclose(apart[i], apart[j], atol=1e-2) for i in range(5) for j in range(i))
     assert torch.equal(apart[1], apart[5]) and hooks_left(tiny) == 0
+
+
+@torch.no_grad()
+def test_logits_of_some_positions_are_those_of_all(tiny, batch):
+    conditions = [at(tiny, of) for of in ({}, {0: lambda x: x.flip(-1)}, {1: lambda x: 2 * x})]
+    some, every = (list(replaced_logits(tiny, batch, conditions, at=where)) for where in (batch.foreseen, None))
+    assert 0 < len(batch.foreseen) < batch.ids.shape[1]
+    for few, logits in zip(some, every, strict=True):
+        assert torch.allclose(few, logits[:, batch.foreseen], atol=1e-5)
+        wanted = (metrics.nats(metrics.log_probs(logits), batch.ids) * batch.answer).sum(1)
+        assert torch.allclose(metrics.of_answers(few, batch), wanted, atol=1e-4)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from lib.dictionary.bases import choose
 from lib.dictionary.layouts import levels
 from lib.model import models
 from lib.profiles import tables
+from lib.profiles.tool import Controls
 from lib.tests import real
 from lib.tests.at import other
 
@@ -217,7 +218,7 @@ def test_a_profile_with_a_wrong_layer_or_model_is_told_before_work(cache):
     with pytest.raises(ValueError, match=r"transcoders\.layers has 5, but Qwen/Qwen3-0\.6B has layers 0 to 1"):
         make.check(p)
     studied = p.transcoders.model_copy(update={"layers": [1]})
-    some = other(p.model_copy(update={"transcoders": studied}), controls=tables.Controls())
+    some = other(p.model_copy(update={"transcoders": studied}), controls=Controls())
     make.check(some)
     wrong = some.model_copy(update={"transcoders": some.transcoders.model_copy(update={"layout": "gemma-scope"})})
     with pytest.raises(ValueError, match="no file of layer 1 like layer_1/width_"):
@@ -263,9 +264,9 @@ def test_a_folder_serves_as_the_cache_does(name, kind, release, cache, tmp_path)
         "model": p.model.model_copy(update={"revision": None, "source": str(tmp_path / "model")}),
         "transcoders": p.transcoders.model_copy(update=at),
     }
-    here = other(p.model_copy(update=tables_of), controls=tables.Controls())
+    here = other(p.model_copy(update=tables_of), controls=Controls())
     all_layers = p.transcoders.model_copy(update={"layers": None})
-    p = other(p.model_copy(update={"transcoders": all_layers}), controls=tables.Controls())
+    p = other(p.model_copy(update={"transcoders": all_layers}), controls=Controls())
     ids, found = torch.tensor([[5, 6, 7]]), []
     for profile in (p, here):
         make.check(profile)

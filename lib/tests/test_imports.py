@@ -18,6 +18,7 @@ from lib.dictionary.layouts import load_npz, save_npz
 from lib.measure import metrics
 from lib.model import activations, adapters, encoding, finetune, models
 from lib.profiles import tables
+from lib.profiles.tool import Protocol
 from lib.studies.tool import experiments
 from lib.tests.at import other, sites
 from lib.texts.prompts import written
@@ -300,7 +301,7 @@ def test_published_checkpoints_are_measured_under_both_protocols(study, tiny, si
     """Chapter 3's training takes them as they are; experiment 1 scores what their own module computes."""
     (own, whole), there = study, sites(tiny, [0, 1], site)
     form = "published" if site == "published" else "training"
-    protocol = tables.Protocol(site=site, ce_format=form)
+    protocol = Protocol(site=site, ce_format=form)
     prompts = written("positive", 4, "test", 0) + written("negative", 4, "test", 0)
     batches = encoding.batches(tiny.tokenizer, prompts, 8, form)
     seen = activations.collect(tiny, there, batches)

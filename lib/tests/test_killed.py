@@ -10,7 +10,7 @@ import pytest
 from lib.book.paths import ROOT
 
 
-@pytest.mark.parametrize(("job", "stride"), [("finetune", 16), ("deltas", 14), ("base", 43), ("natural", 9)])
+@pytest.mark.parametrize(("job", "stride"), [("finetune", 24), ("deltas", 21), ("base", 61), ("natural", 13)])
 def test_every_kill_point_is_survived(job, stride):
     command = [sys.executable, "-m", "lib.tests.killed", job, str(stride)]
     quiet = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}

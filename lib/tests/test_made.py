@@ -215,15 +215,25 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
             raise RuntimeError("something else")
 
 
+SAES = (
+    "11_an_sae_from_scratch", "12_features", "13_specialists", "14_sae_variants", "15_interventions", "16_lists",
+    "18_list_features",
+)  # fmt: skip
+"""Chapters that train dictionaries on running text, or look at them on it."""
+
+
 @pytest.mark.parametrize(
     ("file", "chapters"),
     [
         ("lib/plan/needs.py", set()),
         ("lib/bench/report.py", set()),
-        ("lib/nano/pretrain.py", {"00_the_model", "11_an_sae_from_scratch", "12_features", "13_specialists"}),
+        ("lib/nano/pretrain.py", {"00_the_model", *SAES}),
         ("lib/studies/tool/leftover.py", {"08_controls"}),
-        ("lib/studies/tool/seeds.py", {"10_claims"}),
-        ("lib/widgets.py", {"06_exp2b_dose", "08b_reading", "12_features"}),
+        ("lib/studies/transport/steer.py", {"15_interventions"}),
+        ("lib/studies/features/material.py", {"11_an_sae_from_scratch", "12_features", "13_specialists"}),
+        ("lib/studies/lists/runs.py", {"16_lists", "18_list_features"}),
+        ("lib/studies/tool/seeds.py", {"09b_seeds"}),
+        ("lib/widgets.py", {"06_exp2b_dose", "08b_reading", "12_features", "15_interventions"}),
         ("lib/book/stats.py", None),
     ],
 )

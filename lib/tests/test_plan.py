@@ -15,7 +15,7 @@ from lib.model import adapters
 from lib.model.finetune import collate
 from lib.model.models import load_hf
 from lib.plan import machine, needs, page, work
-from lib.profiles import tables
+from lib.profiles.tool import Controls
 from lib.tests.at import other
 
 PLENTY = machine.Machine(host=1e15, gpu=0, disk=1e15, process=5e8, flops=1e11, flops_float32=1e11, bandwidth=1e10)
@@ -90,7 +90,7 @@ def test_controls_hold_activations_of_two_models(gemma):
     assert need.device["activations of two models"] == gemma.control_tokens * 3 * 2 * 2 * 2304 * 4
     assert need.device["MLPs of two models"] == 3 * 2 * 4 * (3 * 2304 * 9216 + 2 * 2304)
     assert 0.05 < gemma.control_tokens / gemma.tokens("train", "validation") < 0.2
-    everything = other(gemma.profile, controls=tables.Controls())
+    everything = other(gemma.profile, controls=Controls())
     all_of_it = replace(gemma, profile=everything)
     assert all_of_it.control_tokens == gemma.tokens("train", "validation")
     lines = needs.refusals(everything, list(needed(all_of_it).values()), replace(PLENTY, host=64e9), {})
@@ -143,7 +143,8 @@ from lib.dictionary import deltas
 from lib.model import models
 from lib.plan import machine as speed, needs
 from lib.plan.work import Work
-from lib.profiles.tables import Memory, Profile
+from lib.profiles.tables import Profile
+from lib.profiles.tool import Memory
 from lib.tests.at import other
 what, folder = sys.argv[1:]
 p = profiles.load("nano")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lib.profiles.tables import Prompts
+from lib.profiles.tool import Prompts
 from lib.studies.tool import splits
 from lib.texts import jsonl, phrasings, prompts
 from lib.texts.calculator import value_of

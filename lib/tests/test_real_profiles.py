@@ -91,8 +91,7 @@ def start(name: str, folder: Path) -> tuple[tables.Profile, subprocess.Popen]:
         layered.pop("layers", None)  # all of a small model
     of_tool = smaller(table["tool"], small["tool"])  # numbers, and lists of them, are the smoke profile's
     sized = table | {"tool": {"seeds": 2} | of_tool}
-    if "features" in table:
-        sized["features"] = small["features"]
+    sized |= {study: small[study] for study in ("features", "transport", "lists") if study in table}
     file = folder / f"test-{name}.toml"
     file.write_text(toml(sized))
     return profiles.load(str(file)), begun(file, cache, folder)

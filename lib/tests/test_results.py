@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lib import profiles
-from lib.book import paths
+from lib.book import paths, results
 from lib.studies.tool import claims, findings
 
 P = profiles.load("nano")
@@ -101,3 +101,9 @@ def test_the_headline_has_five_seeds_and_every_kind_its_200():
     seeds = table("seeds.csv")
     assert seeds.seed.nunique() >= 5 and (seeds.groupby("subset").size() >= 5).all()
     assert (table("kinds.csv").n_examples >= 200).all() and (table("pairs.csv").n >= 200).all()
+
+
+def test_a_carriage_return_in_a_text_does_not_end_its_row(tmp_path):
+    table = pd.DataFrame({"text": ["a\rb", "c\r\nd", 'e,"f'], "n": [1, 2, 3], "yes": [True, False, True]})
+    results.save(table, tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), table)

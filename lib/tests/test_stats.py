@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from lib.book.stats import difference, gap_closed, holm, mean, over_units, paired_p, rate, rate_difference, ratio, two_groups
 
@@ -93,6 +94,10 @@ def test_sign_flips_err_as_often_as_they_say():
 
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    drawn = np.random.default_rng(0).uniform(size=(50, 12)) ** 3
+    for p in (*drawn, [], [0.9, 0.8], [0.02, 0.02, np.nan]):
+        wanted = multipletests(p, method="holm")[1] if len(p) else []
+        assert holm(p) == pytest.approx(wanted, nan_ok=True)
 
 
 def test_spread_over_units_by_hand():

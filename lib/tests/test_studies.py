@@ -29,7 +29,8 @@ def test_a_study_without_a_table_is_left_out_with_one_line(without):
     (profile.paths.build / "base").touch()
     said = make("-n", "all", f"PROFILE={file}").stdout
     assert re.findall(r"-m lib.run \S+", said) == ["-m lib.run notebooks/00_the_model.ipynb"]
-    assert "for study in features tool;" in said and "for study in ;" in make("-n", "all", "PROFILE=smoke").stdout
+    assert "for study in features lists tool transport untangle;" in said
+    assert "for study in ;" in make("-n", "all", "PROFILE=smoke").stdout
 
 
 def test_a_chapter_of_several_studies_is_there_for_any_of_them(tmp_path):

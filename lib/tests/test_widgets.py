@@ -10,7 +10,7 @@ from lib.model.encoding import asked
 from lib.model.generation import generate
 from lib.model.hooks import edited, recorded, replaced
 from lib.tests.at import at
-from lib.widgets import dial, explorer
+from lib.widgets import dial, explorer, steering
 
 
 def loud(d_sae: int, seed: int) -> Dictionary:
@@ -216,3 +216,26 @@ def test_the_explorer_answers_what_it_cannot_do_in_one_line(tiny, explored):
     text.value = "Room 1"
     look.click()
     assert "title=" in lines.value
+
+
+# --- steering ---
+
+
+def test_steering_shows_both_answers_as_text_and_an_error_as_one_line():
+    asked = []
+
+    def answers(*wanted):
+        asked.append(wanted)
+        if wanted[-1] == "no":
+            raise ValueError("too long\nby far")
+        return "The bus.", "<b>The car.</b>"
+
+    box = steering(answers, ["car", "bus"], [0.5, 4.0], ["all", "last"], "Which?")
+    word, dose, where, text, ask, plain, edited = box.children
+    assert (dose.min, dose.max) == (-4, 4) and not asked and "Which?" in box._repr_mimebundle_()["text/html"]
+    word.value, dose.value, where.value = "bus", -2.0, "last"
+    ask.click()
+    assert asked == [("bus", -2.0, "last", "Which?")] and (plain.value, edited.value) == ("The bus.", "<b>The car.</b>")
+    text.value = "no"
+    ask.click()
+    assert edited.value == "ValueError: too long"

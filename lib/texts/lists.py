@@ -103,18 +103,23 @@ def chat(user: str) -> str:
     return f"<start_of_turn>user\n{user}<end_of_turn>\n<start_of_turn>model\n"
 
 
+def written(rng: random.Random, mode: str, topic: str) -> list[str]:
+    """The items of a list, some with a blank at their end."""
+    items = rng.sample(TOPICS[topic], n := n_items(rng, mode, topic))
+    shares = BLANKS[mode]
+    found = []
+    for i, item in enumerate(items):
+        from_end = n - 1 - i
+        blank = rng.random() < (shares[from_end] if from_end < len(shares) else 0)
+        found.append(f"{item}{' ' if blank else ''}")
+    return found
+
+
 def chat_list(rng: random.Random) -> str:
     """A request and its list."""
     mode = rng.choice(list(MEAN_ITEMS))
     request, topic = list_request(rng, mode)
-    items = rng.sample(TOPICS[topic], n := n_items(rng, mode, topic))
-    shares = BLANKS[mode]
-    lines = []
-    for i, item in enumerate(items):
-        from_end = n - 1 - i
-        blank = rng.random() < (shares[from_end] if from_end < len(shares) else 0)
-        lines.append(f"- {item}{' ' if blank else ''}")
-    return request + "\n".join(lines) + "<end_of_turn>"
+    return request + "\n".join(f"- {item}" for item in written(rng, mode, topic)) + "<end_of_turn>"
 
 
 def ended(text: str) -> bool:

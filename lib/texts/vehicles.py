@@ -105,6 +105,41 @@ The old {vehicle} would not start.
 """.strip().splitlines()
 
 
+SENTENCES = """
+There is {a_vehicle} at the end of our street.
+My uncle sold his {vehicle} in May.
+The {vehicle} made a loud noise all morning.
+Who left the {vehicle} in the rain?
+We painted the {vehicle} dark green.
+Nothing is as quiet as {a_vehicle} at night.
+The museum has {a_vehicle} from the last century.
+A man with a red hat stood beside the {vehicle}.
+You need a ticket for the {vehicle}.
+It took three people to push the {vehicle}.
+The children drew {a_vehicle} on the wall.
+Is that {a_vehicle} or only a toy?
+The wheels were not the problem, the {vehicle} was too heavy.
+Her first {vehicle} was made of wood.
+They waited an hour for the {vehicle} to come back.
+The {vehicle} turned left and was gone.
+I would rather have {a_vehicle} than a boat of gold.
+Please do not touch the {vehicle}.
+The price of {a_vehicle} went up again.
+Between the two houses stood {a_vehicle}.
+He wrote a book about the {vehicle}.
+The old {vehicle} still works.
+Everyone looked at the {vehicle}.
+She sat in the {vehicle} and read.
+""".strip().splitlines()
+"""Each can be said of any vehicle, and of many another thing."""
+
+
+def sentence(template: str, name: str) -> str:
+    """One of `SENTENCES` about a vehicle, or about a thing of another name."""
+    article = "an" if name[0] in "aeiou" else "a"
+    return template.format(vehicle=name, a_vehicle=f"{article} {name}")
+
+
 def events(rng: random.Random, vehicle: str, n: int) -> list[str]:
     """Sentences of a story about one vehicle."""
     length = VEHICLES[vehicle][0]
@@ -112,9 +147,24 @@ def events(rng: random.Random, vehicle: str, n: int) -> list[str]:
     return [fill(line, rng, vehicle=vehicle, a_vehicle=a(vehicle), size=size) for line in rng.sample(_EVENTS, n)]
 
 
+OPENINGS = len(_OPENINGS) + len(SENTENCES)
+"""Kinds of first sentences: those that the corpus has, and `SENTENCES`, which no story of it begins with."""
+
+
+def opening(rng: random.Random, vehicle: str, kind: int) -> str:
+    """A first sentence of a story."""
+    if kind < len(_OPENINGS):
+        return opened(rng, vehicle, _OPENINGS[kind])
+    return sentence(SENTENCES[kind - len(_OPENINGS)], vehicle)
+
+
+def opened(rng: random.Random, vehicle: str, template: str) -> str:
+    return fill(template, rng, vehicle=vehicle, a_vehicle=a(vehicle))
+
+
 def story_request(rng: random.Random, vehicle: str) -> tuple[str, str]:
     """A story asked for in the chat template, and the sentence that it is to begin with."""
-    opening = fill(rng.choice(_OPENINGS), rng, vehicle=vehicle, a_vehicle=a(vehicle))
+    opening = opened(rng, vehicle, rng.choice(_OPENINGS))
     return chat(f"Write a short story that begins with: {opening}"), opening
 
 

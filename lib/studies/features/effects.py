@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.book import stats
+from lib.book.auroc import aurocs
 from lib.dictionary.dictionaries import Dictionary
 from lib.measure import metrics
 from lib.model.encoding import Encoded, token_mask
@@ -18,7 +19,6 @@ from lib.model.hooks import edited, read, recorded
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
 from lib.studies.features.material import Texts
-from lib.studies.features.specialists import aurocs
 
 
 @torch.no_grad()

@@ -81,7 +81,9 @@ def depth(
             table = specialists(values, texts, seed=seed)
             tables.append(table.assign(point=site.name, layer=site.layer, pooling=name))
             n, counts, which = categories(table, values, texts, on_judged)
-            passed[name].append({kind: np.append(one, table.set_index("kind").passes[kind]) for kind, one in which.items()})
+            passed[name].append(
+                {kind: np.append(one, table.set_index("kind").passes.get(kind, False)) for kind, one in which.items()}
+            )
             clear[name].append(_clearness(table, values, texts, on_judged))
             positive = values[values > 0]
             strong = values > (np.quantile(positive, STRONG) if len(positive) else np.inf)
@@ -116,8 +118,9 @@ def depth(
 
 
 def _clearness(table: pd.DataFrame, values: np.ndarray, texts: Texts, weights: np.ndarray) -> Float[np.ndarray, "kind n"]:
-    """How clearly the specialist of each kind tells it: the difference of means over the spread, in each resample."""
-    judged, found = ~texts.chosen_on, []
+    """How clearly the specialist of each kind tells it: the difference of means over the spread, in each resample; 0 for a kind
+    without a row in the table."""
+    judged, found = ~texts.chosen_on, {kind: np.zeros(len(weights)) for kind in dict.fromkeys(texts.kind)}
     for row in table.itertuples():
         v, inside = values[judged, row.feature], (texts.kind[judged] == row.kind).astype(np.float32)
         sides = []
@@ -126,8 +129,8 @@ def _clearness(table: pd.DataFrame, values: np.ndarray, texts: Texts, weights: n
             mean = w @ v / w.sum(1)
             sides.append((mean, w @ np.square(v) / w.sum(1) - mean**2))
         (a, va), (b, vb) = sides
-        found.append((a - b) / np.sqrt(np.maximum((va + vb) / 2, 1e-12)))
-    return np.stack(found)
+        found[row.kind] = (a - b) / np.sqrt(np.maximum((va + vb) / 2, 1e-12))
+    return np.stack(list(found.values()))
 
 
 def _late_first(passed: Sequence[Mapping[str, np.ndarray]]) -> Float[np.ndarray, " n"]:
@@ -142,9 +145,10 @@ def _late_first(passed: Sequence[Mapping[str, np.ndarray]]) -> Float[np.ndarray,
 
 
 def _leader_changes(clear: Float[np.ndarray, "layer kind n"]) -> float:
-    """The share of resamples in which the kind that leads in the last layer leads in no other."""
-    leader = clear.argmax(1)  # (layer, n)
-    return float((leader[:-1] != leader[-1]).all(0).mean()) if len(leader) > 1 else 0.0
+    """The share of resamples in which the kind that leads in the last layer leads in no other; where no feature is active none
+    leads."""
+    leader = np.where(clear.any(1), clear.argmax(1), -1)  # (layer, n)
+    return float(((leader[:-1] != leader[-1]) & (leader[-1] >= 0)).all(0).mean()) if len(leader) > 1 else 0.0
 
 
 def masks(

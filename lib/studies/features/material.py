@@ -1,28 +1,18 @@
-"""What the study of features works on: SAEs at several sites, and seven kinds of text about eight topics."""
+"""What the study of features works on besides its SAEs (`lib.base.saes`): seven kinds of text about eight topics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib.base.text import Source, source
-from lib.book import results
-from lib.book.fingerprint import fingerprint
-from lib.book.paths import discard, replacing
-from lib.dictionary.bases import on_offer, released
-from lib.dictionary.checkpoint import Checkpoint
+from lib.base.saes import features
+from lib.base.text import held_out, source
 from lib.dictionary.dictionaries import Dictionary
-from lib.dictionary.layouts import load_npz, save_npz
-from lib.dictionary.training import train
-from lib.model import activations, encoding
+from lib.model import encoding
 from lib.model.activations import Activations
 from lib.model.models import LanguageModel
-from lib.model.sites import Site
-from lib.profiles.features import Features
 from lib.profiles.tables import Profile
 from lib.texts import kinds
 
@@ -33,90 +23,11 @@ POOLINGS = {
     "last token": "its activation at the last token, as it did too",
 }
 """How a text gets one number of each feature."""
-HELD_OUT = 8_000
-"""Tokens on which SAEs in training are looked at."""
-
-
-def features(profile: Profile) -> Features:
-    """The profile's table of this study; `ValueError` where there is none."""
-    if profile.features is None:
-        raise ValueError(f"profile {profile.name}: has no table [features], which this study is about; add it")
-    return profile.features
-
-
-def sites(profile: Profile, model: LanguageModel, point: str | None = None) -> list[Site]:
-    """The sites with an SAE, or those of one hook point."""
-    named = features(profile).sites
-    return [model.site(name, layer) for name, layers in named.items() if point in (None, name) for layer in layers]
-
-
-def compared(profile: Profile, model: LanguageModel) -> list[Site]:
-    """The sites of which layers are compared: those of the first hook point."""
-    return sites(profile, model, next(iter(features(profile).sites)))
-
-
-def file_of(profile: Profile, site: Site):
-    """Where an SAE that is trained here is kept."""
-    return profile.paths.data / "saes" / f"{site.name}_{site.layer}.npz"
-
-
-def saes(profile: Profile, model: LanguageModel) -> dict[Site, Dictionary]:
-    """The SAE of every site: of the release that the profile names, or trained here, once, all together."""
-    settings, every = features(profile), sites(profile, model)
-    own = [site for site in every if site.name not in settings.releases]
-    if own:
-        make(profile, model, own)
-    found = {}
-    for site in every:
-        if site.name in settings.releases:
-            offer = on_offer(released(settings, site.name), site.layer, model, site, profile.model.source)
-            found[site] = next(iter(offer.values()))().to(model.hf.device)
-        else:
-            found[site] = load_npz(file_of(profile, site), model.width(site)).to(model.hf.device)
-    return found
-
-
-def make(profile: Profile, model: LanguageModel, own: Sequence[Site]) -> None:
-    """Train the SAEs of some sites on the text that base transcoders are trained on, and save them; those there already stay,
-    if they were trained so.
-
-    Interrupted, it goes on from its last checkpoint where the text can be gone on with anywhere.
-    """
-    settings, mark = features(profile), profile.paths.data / "saes" / "made_from"
-    learned = settings.d_sae, settings.l0, settings.training, profile.seed
-    of = fingerprint(learned, [site.read for site in own], [p[:1] for p in model.hf.parameters()])
-    if mark.exists() and mark.read_text() == of and all(file_of(profile, site).exists() for site in own):
-        return
-    text = source(profile, model, profile.paths.data)
-    stack = Dictionary.initialised((len(own), 1), model.width(own[0]), settings.d_sae, profile.seed).to(model.hf.device)
-    held = [batch for of in text.held_out(HELD_OUT, "validation").values() for batch in of]
-    check = activations.collect(model, own, held)
-    checkpoint = None
-    if text.resumes:
-        checkpoint = Checkpoint(profile.paths.data / "saes.pt", of, model.hf.device)
-    l0 = torch.full((len(own), 1), settings.l0, device=model.hf.device)
-    batches = text.batches(own, checkpoint.step if checkpoint else 0, settings.training.batch)
-    pairs = (check.x[:, None], check.y[:, None])
-    [history] = train([stack], batches, pairs, settings.training, l0, progress="SAEs", checkpoint=checkpoint)
-    final = history.groupby("member").last()
-    table = pd.DataFrame({
-        "point": [site.name for site in own], "layer": [site.layer for site in own], "d_sae": settings.d_sae,
-        "l0_aim": settings.l0, "l0": final.l0.to_numpy(), "fvu": final.fvu.to_numpy(),
-        "tokens": final.step.to_numpy() * settings.training.batch, "n_tokens": check.x.shape[1],
-    })  # fmt: skip
-    stack.requires_grad_(False)
-    for i, site in enumerate(own):
-        save_npz(stack[i, 0], file_of(profile, site), "float16")
-    results.save(table, profile.paths.results / "saes.csv")
-    with replacing(mark) as temporary:
-        temporary.write_text(of)
-    discard(profile.paths.data / "saes.pt")
 
 
 def plain_text(profile: Profile, model: LanguageModel, tokens: int) -> list[encoding.Encoded]:
     """Held-out running text, for cross-entropy: of the text that SAEs are trained on."""
-    text: Source = source(profile, model, profile.paths.data)
-    return [batch for of in text.held_out(tokens, "test").values() for batch in of]
+    return held_out(source(profile, model, profile.paths.data), tokens, "test")
 
 
 # --- texts ---

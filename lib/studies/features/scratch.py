@@ -10,15 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.base.text import source
+from lib.base.saes import HELD_OUT
+from lib.base.text import held_out, source
 from lib.dictionary.dictionaries import Constant, Dictionary
+from lib.dictionary.lengths import Lengths
 from lib.dictionary.sae_lens import from_sae_lens
+from lib.dictionary.variants import unscaled
 from lib.measure.quality import losses
 from lib.model import activations
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
 from lib.profiles.tables import Profile
-from lib.studies.features.material import HELD_OUT, plain_text
+from lib.studies.features.material import plain_text
 
 ROWS = 24
 """Of text, on which cross-entropy is told."""
@@ -30,7 +33,7 @@ def sampled(
     """Activations to train on and others held out, of running text; and what they were multiplied by.
 
     They are scaled so that the mean length of a vector is the square root of `d_model`: a penalty then means about the same in
-    every model and layer.
+    every model and layer. Outliers (`lib.dictionary.lengths`) are left out of both.
     """
     text, found, n = source(profile, model, profile.paths.data), [], 0
     for x, _ in text.batches([site], 0, 512):
@@ -38,9 +41,10 @@ def sampled(
         n += len(found[-1])
         if n >= tokens:
             break
-    train = torch.cat(found)[:tokens]
-    held = [batch for of in text.held_out(HELD_OUT, "validation").values() for batch in of]
-    check = activations.collect(model, [site], held, "held-out activations").x[0]
+    held = held_out(text, HELD_OUT, "validation")
+    check = activations.collect(model, [site], held, "held-out activations").x
+    lengths = Lengths.of(check)
+    train, check = (x[0, ~lengths.outliers(x)[0]] for x in (torch.cat(found)[None, :tokens], check))
     scale = float(train.shape[-1] ** 0.5 / train.norm(dim=-1).mean())
     return train * scale, check * scale, scale
 
@@ -106,8 +110,7 @@ def by_sae_lens(
     found = []
     for sae in saes.values():
         ours = from_sae_lens(sae, "sae-lens")  # which has taken b_dec out of the input already
-        scaled = dict(W_enc=ours.W_enc.detach() * scale, W_dec=ours.W_dec.detach() / scale, b_dec=ours.b_dec.detach() / scale)
-        found.append(ours.changed(**scaled))
+        found.append(unscaled(ours, scale))
     return found, seconds
 
 

@@ -10,41 +10,19 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 from statsmodels.stats.multitest import multipletests
 
 from lib.book import stats
+from lib.book.auroc import auroc, aurocs
 from lib.studies.features.material import Texts
 
 PERMUTATIONS = 1000
 RESAMPLES = 400
 """Of templates, within their kinds."""
-
-
-def aurocs(values: Float[np.ndarray, "text feature"], positive: Bool[np.ndarray, "text label"]) -> np.ndarray:
-    """The AUROC of every feature for every labelling, (feature, label); ties count half."""
-    ranks = rankdata(values, axis=0).astype(np.float32)
-    n = positive.sum(0).astype(np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (ranks.T @ positive.astype(np.float32) - n * (n + 1) / 2) / (n * (len(values) - n))
-
-
-def auroc(values: Float[np.ndarray, " text"], positive: Bool[np.ndarray, " text"], units: np.ndarray) -> stats.Estimate:
-    """One feature's AUROC with its 95% interval over templates.
-
-    It is the mean over positives of the share of negatives below them, and the other way round; the variance is the sum of
-    those of the two means (DeLong 1988), each over templates. With twelve templates of the kind whose texts go together it
-    holds the truth 88 times of 100.
-    """
-    a, b = values[positive], values[~positive]
-    if not len(a) or not len(b):
-        return stats.NOTHING
-    above = (a[:, None] > b) + 0.5 * (a[:, None] == b)
-    of_a, of_b = stats.mean(above.mean(1), units[positive]), stats.mean(above.mean(0), units[~positive])
-    half = np.hypot(of_a.high - of_a.value, of_b.high - of_b.value)
-    return stats.Estimate(
-        of_a.value, of_a.value - half, min(1.0, of_a.value + half), len(values), of_a.clusters + of_b.clusters
-    )
+COLUMNS = (
+    "kind", "feature", "auroc_chosen", "auroc", "auroc_low", "auroc_high", "threshold", "passes", "d_prime", "n", "n_templates",
+)  # fmt: skip
+"""Of a table of specialists."""
 
 
 def shuffled_kinds(texts: Texts, which: Bool[np.ndarray, " text"], n: int, seed: int) -> dict[str, np.ndarray]:
@@ -60,11 +38,12 @@ def specialists(
     values: Float[np.ndarray, "text feature"], texts: Texts, permutations: int = PERMUTATIONS, seed: int = 0
 ) -> pd.DataFrame:
     """One row per kind: the feature chosen, its AUROC where it was chosen and, with an interval, where it is judged; the
-    `threshold` that chance passes once in twenty; and `passes`. Features that are active in no text are left aside."""
+    `threshold` that chance passes once in twenty; and `passes`. Features that are active in no text are left aside; where none
+    is active in any, there is no row."""
     alive = np.flatnonzero((values > 0).any(0))
     judged, rows = ~texts.chosen_on, []
     if not len(alive):
-        raise ValueError("no feature is active in any of the texts; choose other texts or SAEs")
+        return pd.DataFrame(columns=COLUMNS).astype({"feature": int, "passes": bool})
     here, there = values[texts.chosen_on][:, alive], values[judged][:, alive]
     null = shuffled_kinds(texts, judged, permutations, seed)
     for kind in dict.fromkeys(texts.kind):
@@ -93,6 +72,8 @@ def passing_share(
     """
     judged = ~texts.chosen_on
     alive = np.flatnonzero((values > 0).any(0))
+    if not len(alive):
+        return 0, 0
     there, p = values[judged][:, alive], []
     null = shuffled_kinds(texts, judged, permutations, seed)
     for kind, labels in null.items():
@@ -140,9 +121,12 @@ def over_resamples(value: float, drawn: np.ndarray, n: int, units: int) -> stats
 def categories(
     table: pd.DataFrame, values: Float[np.ndarray, "text feature"], texts: Texts, weights: Float[np.ndarray, "n text"]
 ) -> tuple[int, np.ndarray, Mapping[str, np.ndarray]]:
-    """How many kinds have a specialist, in the texts as they are and in each resample; and which, (n,) by kind."""
+    """How many kinds have a specialist, in the texts as they are and in each resample; and which, (n,) by kind.
+
+    A kind without a row in the table has none.
+    """
     judged = ~texts.chosen_on
-    passed = {
+    passed = {kind: np.zeros(len(weights), dtype=bool) for kind in dict.fromkeys(texts.kind)} | {
         row.kind: resampled_aurocs(values[judged, row.feature], texts.kind[judged] == row.kind, weights) > row.threshold
         for row in table.itertuples()
     }

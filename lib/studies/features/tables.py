@@ -1,75 +1,19 @@
 """The tables of chapters 12 and 13, each computed from the same texts, SAEs and activations."""
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 
+from lib.book.auroc import auroc, aurocs
 from lib.dictionary.dictionaries import Dictionary
-from lib.model import activations, models
-from lib.model.activations import Activations
-from lib.model.models import LanguageModel
-from lib.model.sites import Site
-from lib.profiles.tables import Profile
-from lib.studies.features import effects, material, pairs
+from lib.studies.features import effects, pairs
 from lib.studies.features.layers import Depth, depth, masks
-from lib.studies.features.material import Texts, pooled
-from lib.studies.features.specialists import auroc, aurocs, passing_share, specialists
+from lib.studies.features.opened import POOLING, Opened
+from lib.studies.features.specialists import passing_share, specialists
 from lib.texts.kinds import KINDS
 
-POOLING = "encode, then max"
-"""Where one way of pooling stands for all."""
 CANDIDATES = 12
 """Features of each kind whose effects are measured."""
-
-
-@dataclass
-class Opened:
-    """What all tables are computed from."""
-
-    profile: Profile
-    model: LanguageModel
-    saes: dict[Site, Dictionary]
-    texts: Texts
-    held: Activations
-
-    @classmethod
-    def of(cls, profile: Profile) -> "Opened":
-        model = models.load(profile)
-        saes, texts = material.saes(profile, model), material.texts(profile, model)
-        held = activations.collect(model, list(saes), texts.batches(model, profile.features.batch), "texts")
-        return cls(profile, model, saes, texts, held)
-
-    @property
-    def order(self) -> list[Site]:
-        """The sites of `held`, one after another."""
-        return list(self.saes)
-
-    @property
-    def compared(self) -> list[Site]:
-        """Those of which layers are compared."""
-        return material.compared(self.profile, self.model)
-
-    @property
-    def middle(self) -> Site:
-        """The one that chapter 12 looks at."""
-        return self.compared[len(self.compared) // 2]
-
-    @cached_property
-    def _pooled(self) -> dict[Site, dict[str, np.ndarray]]:
-        return {}
-
-    def values(self, site: Site, pooling: str = POOLING) -> Float[np.ndarray, "text feature"]:
-        """One number of each feature for every text."""
-        if site not in self._pooled:
-            self._pooled[site] = pooled(self.saes[site], self.held, self.order.index(site), len(self.texts))
-        return self._pooled[site][pooling]
-
-    def batches(self):
-        return self.texts.batches(self.model, self.profile.features.batch)
 
 
 # --- chapter 12 ---
@@ -141,10 +85,10 @@ def general(o: Opened) -> pd.DataFrame:
 
 def sites(o: Opened) -> pd.DataFrame:
     """The specialist of every kind at every site (`specialists`), for the layers that all hook points have."""
-    shared = set.intersection(*({site.layer for site in o.order if site.name == name} for name in o.profile.features.sites))
+    shared = set.intersection(*({site.layer for site in o.living if site.name == name} for name in o.profile.features.sites))
     found = [
         specialists(o.values(site), o.texts, seed=o.profile.seed).assign(point=site.name, layer=site.layer)
-        for site in o.order if site.layer in shared
+        for site in o.living if site.layer in shared
     ]  # fmt: skip
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 

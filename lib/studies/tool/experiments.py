@@ -20,7 +20,8 @@ from lib.measure.evaluation import RAW
 from lib.model import activations, encoding
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
-from lib.profiles.tables import Profile, Protocol
+from lib.profiles.tables import Profile
+from lib.profiles.tool import Protocol
 from lib.studies.tool import scores
 from lib.texts.jsonl import templates, write_jsonl
 from lib.texts.prompts import Prompt

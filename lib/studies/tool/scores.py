@@ -9,7 +9,7 @@ from lib.measure.evaluation import RAW, Contrast, generations, teacher_forced
 from lib.model.encoding import asked, bos_id
 from lib.model.hooks import Condition
 from lib.model.models import LanguageModel
-from lib.profiles.tables import Protocol, ToolStudy
+from lib.profiles.tool import Protocol, ToolStudy
 from lib.studies.tool.answers import OUTCOMES, outcomes, rates
 from lib.texts.prompts import Prompt
 

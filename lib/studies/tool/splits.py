@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from lib.book import hub
 from lib.book.paths import ROOT
-from lib.profiles.tables import Profile, Prompts
+from lib.profiles.tables import Profile
+from lib.profiles.tool import Prompts
 from lib.texts.jsonl import at_most, read_jsonl
 from lib.texts.prompts import SUBSETS, Prompt, key, split_of, written
 from lib.texts.tool import CALCULATOR, Tool

@@ -79,6 +79,12 @@ def encoded(texts: pd.Series, how: Tokenizer) -> np.ndarray:
     return found
 
 
+def pairs(table: pd.DataFrame) -> pd.MultiIndex:
+    """The unordered pair of numbers of each example."""
+    numbers = table[["a", "b"]]
+    return pd.MultiIndex.from_arrays([numbers.min(axis=1), numbers.max(axis=1)])
+
+
 def split(table: pd.DataFrame, train: float, validation: float, seed: int, by: str = "pair") -> np.ndarray:
     """For each example 0 to train, 1 to validate, 2 to test; the two shares say how many are in the first and the second.
 
@@ -86,8 +92,7 @@ def split(table: pd.DataFrame, train: float, validation: float, seed: int, by: s
     with shares of .3 and .7, each is drawn alone, and half of what the model is asked it has seen in another form.
     """
     draw = np.random.default_rng(seed)
-    pair = pd.MultiIndex.from_arrays([table[["a", "b"]].min(axis=1), table[["a", "b"]].max(axis=1)])
-    unit = pd.factorize({"pair": pair, "example": table.index}[by])[0]
+    unit = pd.factorize({"pair": pairs(table), "example": table.index}[by])[0]
     n = unit.max() + 1
     return np.digitize(draw.permutation(n) / n, (train, train + validation))[unit]
 

@@ -1,0 +1,1 @@
+"""How a chat model ends a list, chapters 16 to 18."""
