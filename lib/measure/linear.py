@@ -123,9 +123,12 @@ def _split(model: LanguageModel, texts: Texts, contrast: Sets) -> Iterator[tuple
         names += [f"{block}ln1_post.hook_scale"] if gated else []
     with recorded(model, names) as seen:
         logits = texts.forward(model)
-    at = {name: seen[name][:, -1] for name in names}
+    wide = torch.promote_types(logits.dtype, torch.float32)  # sums of hundreds of terms, too many for bfloat16
+    at = {name: seen[name][:, -1].to(wide) for name in names}
     unembed = model.hf.get_output_embeddings().weight
-    these, those = (logits[:, list(ids)].softmax(-1) @ unembed[list(ids)] for ids in (contrast.these, contrast.those))
+    these, those = (
+        logits[:, list(ids)].to(wide).softmax(-1) @ unembed[list(ids)].to(wide) for ids in (contrast.these, contrast.those)
+    )
     norm, toward = model.bridge.ln_final, these - those
     direction = _before(model, norm, at["ln_final.hook_scale"], toward)
     bias = toward @ norm.bias if isinstance(norm.original_component, torch.nn.LayerNorm) else torch.zeros(len(toward))
@@ -133,7 +136,7 @@ def _split(model: LanguageModel, texts: Texts, contrast: Sets) -> Iterator[tuple
     for layer in layers:
         block, own = f"blocks.{layer}.", model.bridge.blocks[layer]
         inner = _before(model, own.ln1_post, at[f"{block}ln1_post.hook_scale"], direction) if gated else direction
-        heads = torch.einsum("phd,hdm,pm->ph", at[f"{block}attn.hook_z"], own.attn.W_O, inner)
+        heads = torch.einsum("phd,hdm,pm->ph", at[f"{block}attn.hook_z"], own.attn.W_O.to(wide), inner)
         for head in range(heads.shape[1]):
             yield "head", layer, head, heads[:, head]
         yield "mlp", layer, WHOLE, (at[f"{block}hook_mlp_out"] * direction).sum(-1)
