@@ -37,6 +37,10 @@ class Features(_Table):
     """Running text, where a profile has none for transcoders."""
     texts: Many = 13
     """Of each kind and topic."""
+    texts_file: Place | None = None
+    """Texts of one's own instead: JSONL of `text`, `kind` and, where known, `topic` and `template`, relative to the project."""
+    matched_file: Place | None = None
+    """Texts that say one thing in several forms, instead of the book's: JSONL of `text`, `form`, `topic` and `meaning`."""
     batch: Many = 64
     """Texts in a forward pass."""
     scratch: Scratch = Scratch()

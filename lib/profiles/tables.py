@@ -111,9 +111,11 @@ class Profile(_Table):
             asked = self.tool.prompts
             sources += [self.tool.finetune.source, self.tool.deltas.source]
             files = [f for f in (asked.train_file, asked.test_file, asked.copies) if f and "://" not in f]
-        if self.transport and self.transport.sentences:
+        if self.features:
+            files += [self.features.texts_file, self.features.matched_file]
+        if self.transport:
             files.append(self.transport.sentences)
-        return [path for name in (*files, *filter(None, sources)) if (path := ROOT / name).exists()]
+        return [path for name in filter(None, (*files, *sources)) if (path := ROOT / name).exists()]
 
     @property
     def made(self) -> list[Path]:

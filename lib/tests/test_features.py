@@ -9,11 +9,12 @@ import torch
 
 from lib import profiles
 from lib.base import saes
+from lib.book import paths
 from lib.dictionary.dictionaries import Dictionary
-from lib.model import activations
+from lib.model import activations, models
 from lib.model.encoding import batches
 from lib.studies import ledger
-from lib.studies.features import claims, effects, layers, material, pairs, scratch, specialists
+from lib.studies.features import claims, effects, elsewhere, layers, material, pairs, scratch, specialists
 from lib.studies.features import opened as opened_of
 from lib.studies.features import tables as tables_of
 from lib.studies.features.material import POOLINGS, Texts, pooled
@@ -441,3 +442,67 @@ def test_one_study_s_settings_are_not_another_s():
     assert p.features is None and p.tool and other.tool is None and other.features
     with pytest.raises(ValueError, match=r"has no table \[features\]"):
         saes.features(p)
+
+
+# --- the same texts, another model ---
+
+
+def test_a_correlation_over_texts_is_that_of_numpy_with_an_interval_over_templates(texts):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=len(texts))
+    y, which = x + draw.normal(size=len(texts)), np.ones(len(texts), dtype=bool)
+    e = elsewhere.correlated(x, y, texts, which)
+    assert e.value == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5) and e.low < e.value < e.high
+    assert (e.n, e.clusters) == (len(texts), 7 * 12)
+    own = texts.kind == "kind3"
+    e = elsewhere.correlated(x[own], y[own], texts, own)
+    assert e.value == pytest.approx(np.corrcoef(x[own], y[own])[0, 1], abs=1e-5) and e.clusters == 12
+    assert np.isnan(elsewhere.correlated(x, np.full(len(x), 0.3), texts, which).value)
+
+
+def test_specialists_beside_those_of_another_profile(opened, monkeypatch, tmp_path):
+    monkeypatch.setattr(opened_of, "compared", lambda profile, model: opened.order)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    chosen = tables_of.of_middle(opened)
+    own = elsewhere.by_text(opened, chosen)
+    assert own.text.is_unique and list(own)[1:] == list(chosen) and own[list(chosen)].max().max() == 1
+    assert elsewhere.elsewhere(opened, chosen, tmp_path).empty, "there is no other yet"
+    for name, table in {opened.profile.name: own, "alike": own, "unread": own.assign(text="another"), "half": own[::2]}.items():
+        (tmp_path / name).mkdir()
+        table.to_csv(tmp_path / name / elsewhere.FILE, index=False)
+    draw = np.random.default_rng(0)
+    mixed = own.assign(**{kind: draw.permutation(own[kind]) for kind in chosen})
+    (tmp_path / "mixed").mkdir()
+    mixed.to_csv(tmp_path / "mixed" / elsewhere.FILE, index=False)
+    found = elsewhere.elsewhere(opened, chosen, tmp_path)
+    assert set(found.model) == {"alike", "half", "mixed"} and list(found) == list(elsewhere.COLUMNS)
+    assert set(elsewhere.reads(opened.profile, tmp_path)) == {
+        tmp_path / name / elsewhere.FILE for name in ("alike", "half", "mixed", "unread")
+    }
+    by = {name: rows.set_index("kind") for name, rows in found.groupby("model")}
+    here = specialists.specialists(opened.values(opened.middle), opened.texts).set_index("kind")
+    assert np.allclose(by["alike"].correlation, 1, atol=1e-3)
+    assert np.allclose(by["alike"].auroc, here.auroc[by["alike"].index], atol=0.01)
+    assert (by["half"].n < by["alike"].n).all() and np.allclose(by["half"].correlation, 1, atol=1e-3)
+    assert by["mixed"].correlation.abs().max() < 0.5 and by["mixed"].within.abs().max() < 0.9
+    assert not found.finetuned.any() and found.same_feature.isna().all()
+
+
+def test_specialists_in_finetuned_models_of_the_profile(opened, folder, monkeypatch, tmp_path):
+    """A model that is the same has the same specialists; one whose embeddings are in another order has not."""
+    monkeypatch.setattr(opened_of, "compared", lambda profile, model: opened.order)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    data, chosen = opened.profile.paths.data, tables_of.of_middle(opened)
+    hf, tokenizer = models.load_hf(folder, "float32")
+    for place in (data / "finetuned", data / "seeds/3/finetuned"):
+        hf.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        weight = hf.get_input_embeddings().weight
+        with torch.no_grad():
+            weight.copy_(weight[torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))])
+    (data / "seeds/4/finetuned").mkdir(parents=True)  # begun, with no model in it
+    found = elsewhere.elsewhere(opened, chosen, tmp_path)
+    same, other = (found[found.model == f"finetuned, seed {seed}"] for seed in (opened.profile.seed, 3))
+    assert len(found) == 2 * len(chosen) == len(same) + len(other) and found.finetuned.all()
+    assert np.allclose(same.correlation, 1, atol=1e-4) and same.same_feature.all()
+    assert other.correlation.max() < 0.999 and not other.same_feature.all()

@@ -1,5 +1,6 @@
 """What the study of features works on besides its SAEs (`lib.base.saes`): seven kinds of text about eight topics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from lib.base.saes import features
 from lib.base.text import held_out, source
+from lib.book.paths import ROOT
 from lib.dictionary.dictionaries import Dictionary
 from lib.model import encoding
 from lib.model.activations import Activations
 from lib.model.models import LanguageModel
 from lib.profiles.tables import Profile
-from lib.texts import kinds
+from lib.texts import kinds, labelled
+from lib.texts.labelled import Labelled, Matched
 
 POOLINGS = {
     "encode, then mean": "the mean over a text's tokens of a feature's activations",
@@ -58,21 +61,31 @@ class Texts:
 
 
 def texts(profile: Profile, model: LanguageModel, split: str = "test") -> Texts:
-    """The same number of each kind and topic, none of which any training has seen; like lengths together."""
-    n = features(profile).texts
-    rows = [
-        (text, kind, topic, f"{kind}: {template}")
-        for kind in kinds.KINDS for topic in kinds.TOPICS for text, template in kinds.texts(kind, topic, n, split)
+    """The same number of each kind and topic, none of which any training has seen, or those of the profile's own file; like
+    lengths together. `ValueError` for a text of which nothing is left without its first token."""
+    settings = features(profile)
+    rows = labelled.labelled(ROOT / settings.texts_file) if settings.texts_file else [
+        Labelled(text, kind, topic, template)
+        for kind in kinds.KINDS for topic in kinds.TOPICS for text, template in kinds.texts(kind, topic, settings.texts, split)
     ]  # fmt: skip
-    rows.sort(key=lambda row: encoding.length(model.tokenizer, row[0]))
-    text, *columns = zip(*rows, strict=True)
-    kind, topic, template = (np.array(column) for column in columns)
+    rows = by_length(model, rows, settings.texts_file)
+    text, kind, topic, template = zip(*((*row[:3], f"{row.kind}: {row.template}") for row in rows), strict=True)
+    kind, topic, template = (np.array(column) for column in (kind, topic, template))
     chosen_on = np.zeros(len(text), dtype=bool)
     draw = np.random.default_rng(profile.seed)
     for one in kinds.KINDS:
         own = np.unique(template[kind == one])
         chosen_on |= np.isin(template, draw.permutation(own)[: len(own) // 2])
     return Texts(list(text), kind, topic, template, chosen_on)
+
+
+def by_length(model: LanguageModel, rows: Sequence[Labelled | Matched], file: str | None) -> list:
+    """Rows, of a file if one is named, in the order of their texts' lengths; `ValueError` for a text of one token."""
+    lengths = [encoding.length(model.tokenizer, row.text) for row in rows]
+    for row, n in zip(rows, lengths, strict=True):
+        if n < 2:
+            raise ValueError(f"{file}: the text {row.text!r:.40} is {n} token, and the first is left out; write a longer one")
+    return [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
 
 
 # --- one number of each feature for a text ---

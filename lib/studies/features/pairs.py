@@ -101,7 +101,7 @@ def variance_shares(values: Float[np.ndarray, "text feature"], texts: Texts) -> 
 
 def code_cosines(values: Float[np.ndarray, "text feature"], texts: Texts) -> tuple[float, float]:
     """The mean cosine of the codes of two texts of the same topic and different kinds; and of the same kind and different
-    topics."""
+    topics, nan where there is one topic alone."""
     with np.errstate(invalid="ignore"):
         unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     cells = {
@@ -114,7 +114,8 @@ def code_cosines(values: Float[np.ndarray, "text feature"], texts: Texts) -> tup
     cosine = table @ table.T
     kind, topic = (np.array(column) for column in zip(*names, strict=True))
     same_kind, same_topic = kind[:, None] == kind, topic[:, None] == topic
-    return float(cosine[same_topic & ~same_kind].mean()), float(cosine[same_kind & ~same_topic].mean())
+    other_kind, other_topic = cosine[same_topic & ~same_kind], cosine[same_kind & ~same_topic]
+    return float(other_kind.mean()), float(other_topic.mean()) if len(other_topic) else float("nan")
 
 
 def cosines_over_templates(values: Float[np.ndarray, "text feature"], texts: Texts) -> tuple[stats.Estimate, float, float]:
