@@ -69,7 +69,7 @@ class Scene:
         theirs = StandardSAE(StandardSAEConfig(d_in=self.d_model, d_sae=self.d_sae, metadata=SAEMetadata(hook_name=point)))
         dictionary = Dictionary.initialised((), self.d_model, self.d_sae, 0)
         with torch.no_grad():
-            x = hf(tokens[:8], output_hidden_states=True).hidden_states[self.n_layers // 2].flatten(0, 1)
+            x = hf(tokens[:2], output_hidden_states=True).hidden_states[self.n_layers // 2].flatten(0, 1)
             bias = -(x @ dictionary.W_enc).flatten().quantile(0.99)  # a hundredth of the features at a token
             theirs.W_enc.copy_(dictionary.W_enc)
             theirs.W_dec.copy_(dictionary.W_dec)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lib.dictionary.dictionaries import Dictionary
+from lib.measure import browse as browse_module
 from lib.measure import browser
 from lib.measure.browse import AFTER, BEFORE, BINS, browse, nearest, promoted
 from lib.measure.browser import data, most_active, tokens_of
@@ -114,6 +115,20 @@ def test_random_examples_are_drawn_from_all_active_tokens_alike(tiny, site, sae,
         kept = browse(tiny, site, sae, texts, sampled=1, chosen=[0], seed=seed).sample
         places.append(int(kept.text[feature, 0]))
     assert 0.35 * len(TEXTS) < np.mean(places) < 0.65 * len(TEXTS)
+
+
+def test_memory_is_that_of_the_examples_kept_whatever_the_number_of_tokens(tiny, site, sae, monkeypatch):
+    sizes, at_once = [], []
+    add = browse_module._add
+    monkeypatch.setattr(browse_module, "AT_ONCE", 2000)
+    monkeypatch.setattr(browse_module, "_add", lambda found, f, *more: (at_once.append(f.numel()), add(found, f, *more)))
+    for times in (1, 4):
+        found = browse(tiny, site, sae, batches(tiny.tokenizer, TEXTS * times, 5), k=3, sampled=4)
+        parts = [*vars(found).values(), *vars(found.top).values(), *vars(found.sample).values()]
+        sizes.append(sum(part.numel() for part in parts if isinstance(part, torch.Tensor)))
+    assert found.n_texts == 4 * len(TEXTS) and sizes[0] == sizes[1]
+    longest = max(len(tiny.tokenizer(text).input_ids) for text in TEXTS)
+    assert max(at_once) <= max(2000, longest * sae.d_sae), "one text at a time, where not even two fit"
 
 
 def test_companions_are_those_that_share_more_texts_than_shuffled_ones(browsed, naive):
