@@ -21,6 +21,9 @@ RATE_OF_PENALTY = 0.1
 DAMPING = 1.0
 """How much it follows a change of that, so that L0 does not swing about its aim."""
 
+LOOKED_AT = 4096
+"""Tokens, at most, from which thresholds are set."""
+
 
 def _relu(d_in: int, d_sae: int, l0: float) -> nn.Module:
     from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
@@ -214,11 +217,24 @@ def train(
         MultiSAETrainer(config, saes, {name: str(n) for name, n in amount.items()}, batches()).fit()
     seconds = (time.perf_counter() - began) / len(saes)
     found = []
-    for sae in saes.values():
+    for variant, sae in zip(variants, saes.values(), strict=True):
+        if variant.kind == "JumpReLU":
+            set_thresholds(sae, x[:: len(x) // LOOKED_AT + 1], variant.l0)
         own = plain(sae)
         own.fold_activation_norm_scaling_factor(scale)
         found.append(Trained(own, np.array(sae.history), sae.snapshots, seconds))
     return found
+
+
+@torch.no_grad()
+def set_thresholds(sae: nn.Module, x: Float[Tensor, "token d_model"], l0: float) -> None:
+    """Multiply all thresholds by one number, so that L0 on `x` is what was aimed at: in training it swings about that."""
+    _, before = sae.encode_with_hidden_pre(x)
+    over = (before / sae.threshold.clamp(min=1e-6)).flatten()
+    k = round(l0 * len(x))
+    last, following = over.topk(k + 1).values[-2:].tolist()
+    if following > 0:  # or fewer are positive than are to be active
+        sae.threshold.mul_((last + following) / 2)
 
 
 def save(trained: nn.Module, folder: Path) -> None:
