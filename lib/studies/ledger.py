@@ -1,11 +1,14 @@
 """What every study's ledger is made of: findings, and the verdicts that rules force."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
+from lib.book import results
+from lib.book.results import Made
 from lib.book.stats import NOTHING, Estimate
 
 REPRODUCED, REFUTED, ARTEFACT, UNTESTABLE = "reproduced", "not reproduced", "artefact of measurement", "not testable here"
@@ -80,6 +83,27 @@ def judged(study: str, rules: list[Rule], tables: Tables) -> pd.DataFrame:
         verdict = UNTESTABLE if not told else REPRODUCED if found.holds else REFUTED
         rows.append(row | {"verdict": verdict})
     return pd.DataFrame(rows)
+
+
+def of_study(
+    profile: Made, study: str, needed: Sequence[str], judge: Callable[[Tables], pd.DataFrame], redraw: bool
+) -> pd.DataFrame:
+    """A study's ledger, `claims_<study>.csv`, of its tables `<study>_<name>.csv`, as far as these are there."""
+    files = {name: profile.paths.results / f"{study}_{name}.csv" for name in needed}
+
+    def judged_of_files() -> pd.DataFrame:
+        return judge({name: pd.read_csv(file) for name, file in files.items() if file.exists()})
+
+    return results.table(profile, f"claims_{study}.csv", judged_of_files, redraw, reads=list(files.values()))
+
+
+def shown(ledger: pd.DataFrame) -> Styler:
+    """For reading: claim, published figure, effect, what that is over, and verdict; with the study where there are several."""
+    named = ["study"] if ledger.study.nunique() > 1 else []
+    table = results.with_intervals(ledger, [*named, "id", "claim", "published"], ["effect"])
+    table["over"] = (ledger.n_units.map("{:.0f} ".format) + ledger.unit).where(ledger.n_units.notna(), "")
+    table["holds on the study's own"] = ledger.holds_on_artefacts.map({True: "yes", False: "no"}).fillna("")
+    return results.texts(table.assign(verdict=ledger.verdict))
 
 
 COMMON = {

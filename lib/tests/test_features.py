@@ -1,5 +1,6 @@
 """The study of features: AUROC by hand, the null at its stated rate, planted specialists, pooling, rules that hold and fail."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lib import profiles
 from lib.base import saes
 from lib.book import paths
+from lib.book.stats import Estimate
 from lib.dictionary.dictionaries import Dictionary
 from lib.model import activations, models
 from lib.model.encoding import batches
@@ -506,3 +508,36 @@ def test_specialists_in_finetuned_models_of_the_profile(opened, folder, monkeypa
     assert len(found) == 2 * len(chosen) == len(same) + len(other) and found.finetuned.all()
     assert np.allclose(same.correlation, 1, atol=1e-4) and same.same_feature.all()
     assert other.correlation.max() < 0.999 and not other.same_feature.all()
+
+
+# --- the ledger of a study, from its tables on disk ---
+
+
+def test_a_ledger_is_made_of_the_tables_that_are_there_and_again_when_one_changes(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    profile = profiles.load("smoke", "features")
+    profile.paths.results.mkdir(parents=True)
+    a, b = (profile.paths.results / f"made_up_{name}.csv" for name in "ab")
+
+    def effect(tables):
+        value = tables["a"].x.mean()
+        return ledger.Finding(Estimate(value, value - 1, value + 1, 3, 3), value > 2, "rows")
+
+    rules = [ledger.Rule(f"M{name}", "<b>it grows</b>", "2", "above 2", effect, (name,)) for name in "ab"]
+
+    def of() -> pd.DataFrame:
+        judge = functools.partial(ledger.judged, "made up", rules)
+        return ledger.of_study(profile, "made_up", ("a", "b"), judge, redraw=False).set_index("id")
+
+    pd.DataFrame({"x": [2.0, 4, 6]}).to_csv(a, index=False)
+    assert of().verdict.to_dict() == {"Ma": ledger.REPRODUCED, "Mb": ledger.UNTESTABLE}
+    pd.DataFrame({"x": [1.0]}).to_csv(a, index=False)
+    pd.DataFrame({"x": [1.0]}).to_csv(b, index=False)
+    found = of()
+    assert (found.verdict == ledger.REFUTED).all()
+    pd.DataFrame({"x": [np.nan]}).to_csv(a, index=False)
+    assert (of().verdict == ledger.UNTESTABLE).all(), "no effect refutes nothing"
+    page = ledger.shown(found.reset_index()).to_html()
+    assert "1.000 [0.000, 2.000]" in page and "3 rows" in page and "<b>" not in page and "study</th>" not in page
+    two = pd.concat([found, found.assign(study="another")]).reset_index()
+    assert "another" in ledger.shown(two).to_html()
