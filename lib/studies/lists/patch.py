@@ -14,6 +14,7 @@ from lib.book import stats
 from lib.measure import linear, patching
 from lib.measure.patched import patched
 from lib.measure.patching import EVERY, NOISING, OF_HEADS, WHOLE, Cell, Pair, cells, effects
+from lib.model.encoding import readable
 from lib.model.hooks import recorded
 from lib.studies.lists import places
 from lib.studies.lists.material import Opened
@@ -55,7 +56,8 @@ def tokens(o: Opened, pair: Pair) -> pd.DataFrame:
             for ids in (pair.clean, pair.corrupt)
         )
     for at in range(pair.roles["end of request"][0], pair.reads[0] + 1):
-        token = o.model.tokenizer.decode([pair.clean[at]]).replace("\n", "\\n")
+        token = readable(o.model.tokenizer, pair.clean[at]).replace("\n", "\\n")
+        token = token if token.strip() else f"{len(token)} x space"
         rows.append((at, token, named.get(at, ""), clean[at].item(), corrupt[at + shift].item()))
     return pd.DataFrame(rows, columns=["position", "token", "role", "clean", "corrupt"])
 
