@@ -34,6 +34,8 @@ class Toy(_Table):
     epochs: Count = 1000
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products in training, where the processor has instructions for it; what is measured is in float32."""
     check_every: Count = 10
     """Epochs between two looks at the validation loss."""
 

@@ -11,6 +11,7 @@ import torch
 from lib import profiles
 from lib.book import stats
 from lib.dictionary.checkpoint import Checkpoint
+from lib.model import precision
 from lib.profiles.untangle import Toy
 from lib.studies.untangle import ablate, data, inside, learn, toys, trade
 from lib.studies.untangle.ablate import Tokens
@@ -109,6 +110,18 @@ def test_a_toy_is_trained_once_and_each_setting_and_seed_is_its_own(toy, folder,
     for other in (dict(toy=SMALL.model_copy(update={"lr": 2e-2}), seed=0), dict(toy=SMALL, seed=1)):
         with pytest.raises(TypeError):
             learn.learned(folder, OPERANDS, **other)
+
+
+def test_products_in_bfloat16_learn_the_same_where_the_processor_has_them(toy, folder, monkeypatch):
+    settings = SMALL.model_copy(update={"precision": "bfloat16"})
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    without = learn.learned(folder / "without", OPERANDS, settings, seed=0)
+    assert without.history.ce.tolist() == toy.history.ce.tolist(), "in float32, then"
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    has = learn.learned(folder / "with", OPERANDS, settings, seed=0)
+    assert has.history.ce.tolist() != toy.history.ce.tolist()
+    assert has.history.ce.to_numpy() == pytest.approx(toy.history.ce.to_numpy(), rel=0.1)
+    assert all(value.dtype == torch.float32 for value in has.model.state_dict().values())
 
 
 def test_an_sae_post_hoc_leaves_the_model_as_it_is(folder):

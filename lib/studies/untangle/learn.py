@@ -19,6 +19,7 @@ from lib.book.fingerprint import fingerprint
 from lib.book.paths import replacing
 from lib.book.results import save
 from lib.dictionary.checkpoint import Checkpoint
+from lib.model.precision import products
 from lib.profiles.untangle import Toy
 from lib.studies.untangle import data
 from lib.studies.untangle.data import PAD, SUM
@@ -127,10 +128,11 @@ def _train(task: Task, toy: Toy, seed: int, checkpoint: Checkpoint, progress: st
         for rows in _shuffled(train, toy.batch, seed, epoch):
             target = task.target[rows]
             real = target != PAD
-            h = model.hidden(task.question[rows], task.answer[rows, :-1])[real]
-            loss = F.cross_entropy(model.output(h), target[real])
-            if toy.sae == "joint":
-                loss = loss + sae_loss(model, h, toy)
+            with products(getattr(torch, toy.precision), "cpu"):
+                h = model.hidden(task.question[rows], task.answer[rows, :-1])[real]
+                loss = F.cross_entropy(model.output(h).float(), target[real])
+                if toy.sae == "joint":
+                    loss = loss + sae_loss(model, h, toy)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -164,7 +166,7 @@ def _shuffled(rows: Tensor, batch: int, seed: int, epoch: int) -> Iterator[Tenso
 def sae_loss(model: Transformer, h: Float[Tensor, "n d_model"], toy: Toy) -> Float[Tensor, ""]:
     """alpha times the mean squared error and lambda times the mean activation, over tokens and entries, as published."""
     z, back = model.sae(h)
-    return toy.alpha * (back - h).square().mean() + toy.l1 * z.mean()
+    return toy.alpha * (back.float() - h.float()).square().mean() + toy.l1 * z.float().mean()
 
 
 def _fit_sae(model: Transformer, alone: Learned, toy: Toy, seed: int) -> None:
@@ -174,7 +176,8 @@ def _fit_sae(model: Transformer, alone: Learned, toy: Toy, seed: int) -> None:
     optimizer = _optimizer(model.sae.parameters(), toy)
     for epoch in range(toy.epochs):
         for rows in _shuffled(train, toy.batch, seed, epoch):
-            loss = sae_loss(model, h[rows][real[rows]], toy)
+            with products(getattr(torch, toy.precision), "cpu"):
+                loss = sae_loss(model, h[rows][real[rows]], toy)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
