@@ -154,18 +154,22 @@ def length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | str) -> int:
     return sum(map(len, tokens(tokenizer, prompt)))
 
 
+def padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]]) -> Encoded:
+    """Token ids as one batch, padded on the right, none of them an answer."""
+    ids = torch.full((len(texts), max(map(len, texts))), tokenizer.pad_token_id)
+    attention = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], attention[row, : len(text)] = torch.tensor(text), 1
+    return Encoded(ids, attention, torch.zeros_like(ids, dtype=torch.bool))
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt | str], form: str = "training") -> Encoded:
     """One batch of prompts, or of texts."""
     pairs = [tokens(tokenizer, prompt, form) for prompt in prompts]
-    length = max(len(q) + len(a) for q, a in pairs)
-    shape = (len(pairs), length)
-    ids = torch.full(shape, tokenizer.pad_token_id)
-    attention, answer = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    for i, (q, a) in enumerate(pairs):
-        ids[i, : len(q) + len(a)] = torch.tensor(q + a)
-        attention[i, : len(q) + len(a)] = 1
-        answer[i, len(q) : len(q) + len(a)] = True
-    return Encoded(ids, attention, answer)
+    batch = padded(tokenizer, [q + a for q, a in pairs])
+    for row, (q, a) in enumerate(pairs):
+        batch.answer[row, len(q) : len(q) + len(a)] = True
+    return batch
 
 
 def batches(

@@ -21,11 +21,10 @@ from lib.dictionary.dictionaries import Dictionary
 from lib.measure.metrics import log_odds
 from lib.measure.patching import Pair
 from lib.model.conditions import replaced_logits
-from lib.model.encoding import Encoded, token_mask
+from lib.model.encoding import Encoded, padded, token_mask
 from lib.model.hooks import recorded
 from lib.model.sites import Site
 from lib.studies.lists.material import Opened
-from lib.studies.lists.places import padded
 
 METRICS = ("stop", "log p")
 """Log-odds of stopping against a line break; and the log-probability of stopping, as the study also took it."""

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lib.measure import metrics
 from lib.measure.patching import Pair
+from lib.model.encoding import padded
 from lib.model.hooks import edited, recorded, replaced
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
 from lib.studies.lists.features import batches, metric
 from lib.studies.lists.material import Opened, topics
-from lib.studies.lists.places import padded
 from lib.studies.lists.runs import Chosen, Run, written
 
 STEERED, BIASED = "steered", "biased"

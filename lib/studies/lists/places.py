@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import pandas as pd
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from lib.measure.patching import Pair
-from lib.model.encoding import Encoded
 from lib.profiles.tables import Profile
 from lib.studies.lists.material import LEAST, Opened, ids_of, main, parsed, question, request
 
@@ -98,12 +96,3 @@ def _pair(o: Opened, row) -> Pair:
     at = {mode: roles(o.profile, o.model.tokenizer, mode, row.topic, of) for mode, of in both.items()}
     places = {name: (at["short"][name], at["long"][name]) for name in at["short"]}
     return Pair(both["short"].ids, both["long"].ids, places, places["last item"], row.topic)
-
-
-def padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]]) -> Encoded:
-    """Token ids as one batch, padded on the right."""
-    ids = torch.full((len(texts), max(map(len, texts))), tokenizer.pad_token_id)
-    attention = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)], attention[row, : len(text)] = torch.tensor(text), 1
-    return Encoded(ids, attention, torch.zeros_like(ids, dtype=torch.bool))

@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 from lib.book import stats
 from lib.book.stats import Estimate
 from lib.measure.metrics import log_odds
-from lib.model.encoding import Encoded
+from lib.model.encoding import Encoded, padded
 from lib.model.hooks import recorded
 from lib.studies.lists import recount
 from lib.studies.lists.material import LEAST, OTHER, Opened, main, parsed, request
-from lib.studies.lists.places import padded, spelled
+from lib.studies.lists.places import spelled
 
 
 @dataclass(frozen=True)

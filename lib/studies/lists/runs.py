@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 from lib.dictionary.dictionaries import Dictionary
 from lib.measure.patching import Pair
+from lib.model.encoding import padded
 from lib.model.hooks import edited, recorded
 from lib.model.models import LanguageModel
 from lib.model.sites import Site
 from lib.studies.lists.features import like
 from lib.studies.lists.material import Opened, continuations, request, topics
-from lib.studies.lists.places import padded
 
 RESAMPLED, AT, EVERYWHERE, RANDOM, ADDED = "resampled", "at its tokens", "everywhere", "random features", "added"
 
