@@ -1,6 +1,5 @@
 """What every study's ledger is made of: findings, and the verdicts that rules force."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,8 +64,8 @@ def estimate(row: pd.Series, name: str, n: str = "n", clusters: str | None = Non
 def judged(study: str, rules: list[Rule], tables: Tables) -> pd.DataFrame:
     """One row per claim: its rule's effect and interval, what that is over, whether it holds, and the verdict that follows.
 
-    Also whether it holds on the study's own artefacts, where they decide. A claim whose tables are not there, or of which they
-    give no effect, is *not testable here*.
+    Also whether it holds on the study's own artefacts, where they decide. A claim whose tables are not there is *not testable
+    here*.
     """
     rows = []
     for rule in rules:
@@ -79,8 +78,7 @@ def judged(study: str, rules: list[Rule], tables: Tables) -> pd.DataFrame:
         row |= found.effect.columns("effect") | {
             "n": found.effect.n, "unit": found.unit, "n_units": found.effect.clusters, "holds": found.holds,
         }  # fmt: skip
-        told = found.testable and not math.isnan(found.effect.value)
-        verdict = UNTESTABLE if not told else REPRODUCED if found.holds else REFUTED
+        verdict = UNTESTABLE if not found.testable else REPRODUCED if found.holds else REFUTED
         rows.append(row | {"verdict": verdict})
     return pd.DataFrame(rows)
 

@@ -535,8 +535,6 @@ def test_a_ledger_is_made_of_the_tables_that_are_there_and_again_when_one_change
     pd.DataFrame({"x": [1.0]}).to_csv(b, index=False)
     found = of()
     assert (found.verdict == ledger.REFUTED).all()
-    pd.DataFrame({"x": [np.nan]}).to_csv(a, index=False)
-    assert (of().verdict == ledger.UNTESTABLE).all(), "no effect refutes nothing"
     page = ledger.shown(found.reset_index()).to_html()
     assert "1.000 [0.000, 2.000]" in page and "3 rows" in page and "<b>" not in page and "study</th>" not in page
     two = pd.concat([found, found.assign(study="another")]).reset_index()
