@@ -1,6 +1,8 @@
 """Numbers in README's prose are those of the tables, and the notebooks' prose holds none: what a cell computes, it says."""
 
+import ast
 import re
+from types import ModuleType
 
 import nbformat
 import pandas as pd
@@ -229,3 +231,16 @@ def test_no_number_is_typed_into_a_chapter(path):
     texts = [prose(cell.source) for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
     typed = set().union(*map(decimals, texts)) - STATED.get(path.stem, set())
     assert not typed
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_what_a_chapter_takes_from_lib_is_there(path):
+    """Without running it: a chapter that names what has moved would stop in the middle of a book."""
+    code = [ast.parse(cell.source) for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes, names = [node for tree in code for node in ast.walk(tree)], {}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), path.stem, "exec"), names)
+    taken = [(names.get(n.value.id), n.attr) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    ours = [(of, name) for of, name in taken if isinstance(of, ModuleType) and of.__name__.startswith("lib.")]
+    assert ours and [(of.__name__, name) for of, name in ours if not hasattr(of, name)] == []
