@@ -17,12 +17,10 @@ def read_jsonl(path: Path | str) -> list[Prompt]:
     a field or has an unknown label, and for a file without prompts.
     """
     prompts = []
-    for place, row in read_rows(path, ("input", "target", "label")):
+    for place, row in read_rows(path, ("input", "target", "label"), ("template",)):
         if row["label"] not in SUBSETS:
             raise ValueError(f"{place}: label {row['label']!r:.40} is unknown; use one of {', '.join(SUBSETS)}")
-        if not isinstance(template := row.get("template", ""), str):
-            raise ValueError(f"{place}: field 'template' is not text; name what wrote the prompt, or leave it out")
-        prompts.append(Prompt(row["input"], row["target"], row["label"], template))
+        prompts.append(Prompt(row["input"], row["target"], row["label"], row["template"]))
     return prompts
 
 
@@ -44,10 +42,10 @@ def at_most(prompts: Iterable[Prompt], n: int | None = None) -> list[Prompt]:
     return [p for p in prompts if id(p) in chosen]
 
 
-def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]:
+def read_rows(path: Path | str, fields: Iterable[str], optional: Iterable[str] = ()) -> list[tuple[str, dict]]:
     """The objects of a JSONL file, each with its place (`file:line`); blank lines are skipped.
 
-    Every one of `fields` must be there and be a string.
+    Every one of `fields` must be there and be a string; one of `optional` is empty where it is left out.
     """
     rows = []
     for number, line in enumerate(files.text(Path(path)).split("\n"), 1):
@@ -60,6 +58,9 @@ def read_rows(path: Path | str, fields: Iterable[str]) -> list[tuple[str, dict]]
         for field in fields:
             if not isinstance(row.get(field), str):
                 raise ValueError(f"{place}: field {field!r} is missing or not text; add it to this line")
+        for field in optional:
+            if not isinstance(row.setdefault(field, ""), str):
+                raise ValueError(f"{place}: field {field!r} is not text; write one, or leave it out")
         rows.append((place, row))
     if not rows:
         raise ValueError(f"{path}: the file is empty; write at least one line")

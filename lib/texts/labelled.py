@@ -33,11 +33,10 @@ def labelled(path: Path) -> list[Labelled]:
     line with the place and a remedy.
     """
     found = []
-    for place, row in read_rows(path, ("text", "kind")):
+    for place, row in read_rows(path, ("text", "kind"), ("topic", "template")):
         if row["kind"] not in KINDS:
             raise ValueError(f"{place}: kind {row['kind']!r:.40} is unknown; use one of {', '.join(KINDS)}")
-        topic, template = (_text(place, row, field) for field in ("topic", "template"))
-        found.append(Labelled(_said(place, row), row["kind"], topic, template or row["text"]))
+        found.append(Labelled(_said(place, row), row["kind"], row["topic"], row["template"] or row["text"]))
     templates = {kind: {one.template for one in found if one.kind == kind} for kind in KINDS}
     if few := [kind for kind, of in templates.items() if len(of) < 2]:
         raise ValueError(
@@ -67,9 +66,3 @@ def _said(place: str, row: dict) -> str:
     if not row["text"].strip():
         raise ValueError(f"{place}: the text is empty; write one, or leave the line out")
     return row["text"]
-
-
-def _text(place: str, row: dict, field: str) -> str:
-    if not isinstance(value := row.get(field, ""), str):
-        raise ValueError(f"{place}: field {field!r} is not text; write one, or leave it out")
-    return value

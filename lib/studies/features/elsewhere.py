@@ -4,7 +4,6 @@ The finetuned models of the same profile are read through the same SAE: is the s
 of other profiles have SAEs of their own; what their own specialists do on these texts stands beside their figures.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from jaxtyping import Float
 
 from lib.book import stats
 from lib.book.auroc import auroc
+from lib.book.fingerprint import fingerprint
 from lib.model import activations, models
 from lib.profiles.tables import Profile
 from lib.studies.features.material import Texts, pooled
@@ -39,7 +39,7 @@ def by_text(o: Opened, features: dict[str, int]) -> pd.DataFrame:
 
 def marks(texts: Texts) -> list[str]:
     """Of each text a mark by which another model's run knows it."""
-    return [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts.text]
+    return [fingerprint(text) for text in texts.text]
 
 
 def elsewhere(o: Opened, features: dict[str, int], figures: Path) -> pd.DataFrame:
@@ -78,8 +78,12 @@ def finetuned(profile: Profile) -> dict[str, Path]:
 
 def reads(profile: Profile, figures: Path) -> list[Path]:
     """The files of other models from which the table is made."""
-    others = [file for file in sorted(figures.glob(f"*/{FILE}")) if file.parent.name != profile.name]
-    return [*others, *finetuned(profile).values()]
+    return [*_others(profile, figures), *finetuned(profile).values()]
+
+
+def _others(profile: Profile, figures: Path) -> list[Path]:
+    """What other profiles have left."""
+    return [file for file in sorted(figures.glob(f"*/{FILE}")) if file.parent.name != profile.name]
 
 
 def _through(o: Opened, folder: Path) -> Float[np.ndarray, "text feature"]:
@@ -92,9 +96,7 @@ def _through(o: Opened, folder: Path) -> Float[np.ndarray, "text feature"]:
 def _profiles(o: Opened, figures: Path) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
     """Other profiles that have read some of these texts: name, which texts, and the values of their specialists by kind."""
     here = pd.Series(marks(o.texts), name="text")
-    for file in sorted(figures.glob(f"*/{FILE}")):
-        if file.parent.name == o.profile.name:
-            continue
+    for file in _others(o.profile, figures):
         table = pd.read_csv(file).drop_duplicates("text").set_index("text")
         where = here.isin(table.index).to_numpy()
         if where.any():
