@@ -13,7 +13,14 @@ from lib.model import models
 from lib.nano.pretrain import build_model, train_tokenizer
 from lib.profiles import tables
 
+LONG = ("real_profiles", "notebooks", "killed", "plan", "deltas", "bench", "hub", "my_tool")
 SHARED = Path(os.environ.get("SHARED", ROOT.parent / "shared"))
+
+
+def pytest_collection_modifyitems(items):
+    """Long files are begun first, so that none is left alone at the end."""
+    first = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
