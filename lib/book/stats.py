@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import norm, permutation_test, t
+from scipy.stats import norm, permutation_test, rankdata, t
 from statsmodels.stats.proportion import proportion_confint
 
 FLIPS = 1999  # the smallest p is 1 / 2000, or 2 / 2^n where there are few units
@@ -174,6 +174,13 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     order, adjusted = p.argsort(), np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return adjusted
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Spearman's rank correlation along the last axis, for every row at once; nan where either does not vary."""
+    a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(values, axis=-1) for values in (a, b)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
 
 def over_units(values: ArrayLike) -> Estimate:

@@ -1,8 +1,23 @@
+import warnings
+
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from statsmodels.stats.multitest import multipletests
 
-from lib.book.stats import difference, gap_closed, holm, mean, over_units, paired_p, rate, rate_difference, ratio, two_groups
+from lib.book.stats import (
+    difference,
+    gap_closed,
+    holm,
+    mean,
+    over_units,
+    paired_p,
+    rate,
+    rate_difference,
+    ratio,
+    spearman,
+    two_groups,
+)
 
 
 def test_wilson_by_hand():
@@ -98,6 +113,17 @@ def test_holm_by_hand():
     for p in (*drawn, [], [0.9, 0.8], [0.02, 0.02, np.nan]):
         wanted = multipletests(p, method="holm")[1] if len(p) else []
         assert holm(p) == pytest.approx(wanted, nan_ok=True)
+
+
+def test_rank_correlations_of_many_rows_are_those_of_scipy():
+    draw = np.random.default_rng(0)
+    a, b = draw.integers(5, size=(20, 8)), draw.normal(size=(20, 8))  # with ties and without
+    b[3] = 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy's, of the row that does not vary
+        theirs = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    assert np.isnan(theirs[3]) and np.allclose(spearman(a, b), theirs, equal_nan=True)
+    assert spearman(np.arange(8), b)[5] == pytest.approx(spearmanr(np.arange(8), b[5]).statistic)
 
 
 def test_spread_over_units_by_hand():

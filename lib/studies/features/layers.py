@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from lib.book import stats
 from lib.dictionary.dictionaries import Dictionary
@@ -37,12 +36,9 @@ class Drawn:
 
 def over_depth(figure: Drawn) -> tuple[float, np.ndarray]:
     """Spearman's correlation of a figure with depth, as it is and in each resample; 0 where the figure does not change."""
-
-    def spearman(values: np.ndarray) -> float:
-        a, b = rankdata(np.arange(len(values))), rankdata(values)
-        return 0.0 if np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
-
-    return spearman(figure.value), np.array([spearman(column) for column in figure.drawn.T])
+    values = np.column_stack([figure.value, figure.drawn]).T
+    found = np.where(np.ptp(values, axis=1) == 0, 0.0, stats.spearman(np.arange(values.shape[1]), values))
+    return float(found[0]), found[1:]
 
 
 @dataclass(frozen=True)
