@@ -219,7 +219,6 @@ def over_saes(o: Opened, saes: dict[str, Dictionary], words: Words) -> pd.DataFr
 
 def better_guide(table: pd.DataFrame, one: str = "ce_added", two: str = "fvu", seed: int = 0) -> stats.Estimate:
     """How much better (in |Spearman| with how far SAEs move the answers) one figure ranks SAEs than another; SAEs resampled."""
-
     values = table[[one, two, "moved"]].to_numpy(float).T
 
     def difference(picks: np.ndarray) -> np.ndarray:
