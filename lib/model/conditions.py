@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.model.encoding import Encoded
@@ -67,6 +67,7 @@ def replaced_logits(
     rows: int = 0,
     edit: Callable[[int], Edit | None] = lambda place: None,
     at: Int[Tensor, " some"] | None = None,
+    only: Bool[Tensor, "batch pos"] | None = None,
 ) -> Iterator[Float[Tensor, "batch pos vocab"]]:
     """The logits of a batch under each condition, one after another: what `replaced` gives, at less cost.
 
@@ -74,7 +75,7 @@ def replaced_logits(
     given the very same input, and run as one batch of up to `rows` rows. `edit` gives that of each condition, by its place.
     Logits are of the positions `at` alone where these are given: with a large vocabulary they cost as much as the blocks.
     """
-    batch, written = batch.to(model.hf.device), writer(model, scope)
+    batch, written = batch.to(model.hf.device), writer(model, scope, only)
     n = len(batch.ids)
 
     def forward(times: int = 1) -> Tensor:
@@ -103,7 +104,7 @@ def replaced_logits(
                 stack.enter_context(resumed(model, block, seen[f"blocks.{block}.hook_in"].repeat(len(some), 1, 1)))
             for i, (place, condition) in enumerate(some):
                 if above := {site: one for site, one in condition.items() if site != known}:
-                    stack.enter_context(replaced(model, above, scope, slice(i * n, (i + 1) * n), edit(place)))
+                    stack.enter_context(replaced(model, above, scope, slice(i * n, (i + 1) * n), edit(place), only))
             return forward(len(some))
 
     at_once, place = max(1, rows // n), 0

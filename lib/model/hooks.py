@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib.model.encoding import acted_on
@@ -109,17 +109,21 @@ def recorded(
         pass
 
 
-def writer(model: LanguageModel, scope: str = "all") -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def writer(
+    model: LanguageModel, scope: str = "all", only: Bool[Tensor, "batch pos"] | None = None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """What stands at a site in the end, of token ids and attention, of what the model has there and of what is to be.
 
     With `scope="prompt"` position 0 of every forward pass keeps what the model writes too, and so, with a
-    key-value cache, does every generated token (`lib.profiles.tool.Protocol`).
+    key-value cache, does every generated token (`lib.profiles.tool.Protocol`). Where `only` is False, it does too.
     """
 
     def written(ids: Tensor, attention: Tensor, y: Tensor, new: Tensor) -> Tensor:
         acts = acted_on(model.tokenizer, ids, attention)
         if scope == "prompt":
             acts[:, 0] = False
+        if only is not None:
+            acts &= only
         return new.reshape(y.shape).to(y.dtype).where(acts.reshape(*acts.shape, *[1] * (y.ndim - 2)), y)
 
     return written
@@ -183,15 +187,20 @@ def _at_sites(
 
 @contextmanager
 def replaced(
-    model: LanguageModel, condition: Condition, scope: str = "all", rows: slice = slice(None), edit: Edit | None = None
+    model: LanguageModel,
+    condition: Condition,
+    scope: str = "all",
+    rows: slice = slice(None),
+    edit: Edit | None = None,
+    only: Bool[Tensor, "row pos"] | None = None,
 ) -> Iterator[None]:
     """Inside the block what the model writes at each site is the given function of what it reads there, in float32.
 
-    `scope` is as in `writer`. Of a batch only `rows` are acted on, so that several such blocks, one in
+    `scope` and `only` are as in `writer`. Of a batch only `rows` are acted on, so that several such blocks, one in
     another, put a condition each on the rows of one batch. An `edit` is given the features of each replacement that has
     any, and what it gives is decoded in their place.
     """
-    written = writer(model, scope)
+    written = writer(model, scope, only)
 
     def write(site: Site, tokens: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return written(*tokens, y, outputs(site, condition[site], x, edit))

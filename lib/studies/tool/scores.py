@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lib.book import stats
-from lib.measure.evaluation import RAW, Contrast, generations, teacher_forced
+from lib.measure.evaluation import RAW, Contrast, generations, greedy, teacher_forced
 from lib.model.encoding import asked, bos_id
 from lib.model.hooks import Condition
 from lib.model.models import LanguageModel
@@ -45,11 +45,14 @@ def measure(
 ) -> list[pd.DataFrame]:
     """`forced`, and with it each prompt's `generation` and its outcomes (`outcomes`)."""
     protocol = protocol or study.protocol
-    # what teacher forcing says of greedy decoding holds where both run on the same text and replacement
-    alike = protocol.scope == "all" and protocol.ce_format == "training"
-    tables = forced(study, model, prompts, conditions, protocol, progress)
-    exact, writing = [table.exact & alike for table in tables], progress and f"{progress}, writing"
-    wrote = generations(model, prompts, conditions, exact, study.evaluation, protocol.scope, progress=writing)
+    tables, scope = forced(study, model, prompts, conditions, protocol, progress), protocol.scope
+    if (scope, protocol.ce_format) == ("all", "training"):
+        exact = [table.exact for table in tables]
+    else:  # teacher forcing was of another text or another replacement than greedy decoding is
+        rows, seeing = study.evaluation.forward_batch, progress and f"{progress}, seen"
+        exact = greedy(model, prompts, conditions, scope, rows=rows, progress=seeing)
+    writing = progress and f"{progress}, writing"
+    wrote = generations(model, prompts, conditions, exact, study.evaluation, scope, progress=writing)
     for texts, table in zip(wrote, tables, strict=True):
         table["generation"] = texts
         found = outcomes(study.grammar, [p.target for p in prompts], texts)
