@@ -13,7 +13,7 @@ from lib.profiles.tables import Profile
 from lib.studies.tool import scores
 from lib.texts.prompts import Prompt
 
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+COUNTS = (1, 4, 16, 64, 256)
 
 
 def some_features(
