@@ -176,11 +176,12 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def spearman(a: ArrayLike, b: ArrayLike) -> np.ndarray:
-    """Spearman's rank correlation along the last axis, for every row at once; nan where either does not vary."""
+def spearman(a: ArrayLike, b: ArrayLike, still: float = np.nan) -> np.ndarray:
+    """Spearman's rank correlation along the last axis, for every row at once; `still` where either does not vary."""
     a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(values, axis=-1) for values in (a, b)))
+    spread = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+        return np.where(spread == 0, still, (a * b).sum(-1) / spread)
 
 
 def over_units(values: ArrayLike) -> Estimate:

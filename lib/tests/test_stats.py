@@ -123,6 +123,7 @@ def test_rank_correlations_of_many_rows_are_those_of_scipy():
         warnings.simplefilter("ignore")  # scipy's, of the row that does not vary
         theirs = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
     assert np.isnan(theirs[3]) and np.allclose(spearman(a, b), theirs, equal_nan=True)
+    assert spearman(a, b, still=0)[3] == 0 and np.isnan(spearman([1, np.nan], [1, 2], still=0))
     assert spearman(np.arange(8), b)[5] == pytest.approx(spearmanr(np.arange(8), b[5]).statistic)
 
 

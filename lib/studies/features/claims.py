@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from lib.book.paths import PUBLISHED
-from lib.book.stats import Estimate, mean, over_units
+from lib.book.stats import Estimate, mean, over_units, spearman
 from lib.studies.features.material import POOLINGS
 from lib.studies.ledger import Finding, Rule, Tables, estimate, judged, surely, surely_below
 
@@ -141,7 +141,7 @@ LEFT = ("mean then encode (phase 3, after)", "encode then mean")
 
 def _risen(column: str, sign: int = 1) -> bool:
     """Whether a figure rises with depth under every way of pooling that the study has left."""
-    found = [np.ptp(rows[column]) and spearmanr(rows.layer, sign * rows[column]).statistic for rows in map(_measured, LEFT)]
+    found = [spearman(rows.layer, sign * rows[column], still=0) for rows in map(_measured, LEFT)]
     return all(value > 0 for value in found)
 
 

@@ -37,7 +37,7 @@ class Drawn:
 def over_depth(figure: Drawn) -> tuple[float, np.ndarray]:
     """Spearman's correlation of a figure with depth, as it is and in each resample; 0 where the figure does not change."""
     values = np.column_stack([figure.value, figure.drawn]).T
-    found = np.where(np.ptp(values, axis=1) == 0, 0.0, stats.spearman(np.arange(values.shape[1]), values))
+    found = stats.spearman(np.arange(values.shape[1]), values, still=0)
     return float(found[0]), found[1:]
 
 

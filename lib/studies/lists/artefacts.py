@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
-from lib.book.stats import NOTHING, Estimate, difference, mean, over_units, rate, ratio, two_groups
+from lib.book.stats import NOTHING, Estimate, difference, mean, over_units, rate, ratio, spearman, two_groups
 from lib.studies.ledger import Finding, surely, surely_below
 from lib.studies.lists import recount, recount_runs
 from lib.studies.lists.recount import Given, lists, published
@@ -137,7 +136,7 @@ def _with_depth(runs: pd.DataFrame) -> Estimate:
     """Spearman of the items that an SAE's runs have more with its layer, mean over topics."""
     runs = runs.assign(more=runs.items_ablated - runs.items_base, layer=recount_runs.layer(runs.sae))
     found = runs.groupby(["topic", "sae"])[["more", "layer"]].mean().groupby("topic")
-    return over_units([spearmanr(some.layer, some.more).statistic if np.ptp(some.more) else 0.0 for _, some in found])
+    return over_units([spearman(some.layer, some.more, still=0) for _, some in found])
 
 
 def l20(given: Given = None) -> Finding:

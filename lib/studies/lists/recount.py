@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 from statsmodels.duration.survfunc import SurvfuncRight
 
 from lib.book.paths import PUBLISHED
-from lib.book.stats import NOTHING, Estimate, columns, mean, over_units, rate, ratio
+from lib.book.stats import NOTHING, Estimate, columns, mean, over_units, rate, ratio, spearman
 
 STUDY = "lists"
 BY = ["template", "temperature"]
@@ -195,7 +194,7 @@ def by_temperature(given: Given = None) -> pd.DataFrame:
     """Items with a blank a list, by topic and temperature of the sweep, and the Spearman correlation (0 where all agree)."""
     sweep = lists(given).query("template == 'short_by_temperature'")
     wide = sweep.pivot_table(index="topic", columns="temperature", values="blanks")
-    found = [spearmanr(wide.columns, row).statistic if np.ptp(row) else 0.0 for row in wide.to_numpy()]
+    found = spearman(wide.columns, wide, still=0)
     return wide.rename(columns=str).assign(spearman=found).reset_index().rename_axis(columns=None)
 
 

@@ -1,7 +1,6 @@
 """The rules by which claims about lists, and about what a model says along them, are decided: over tables of chapter 16."""
 
 import pandas as pd
-from scipy.stats import spearmanr
 
 from lib.book import stats
 from lib.book.stats import Estimate
@@ -20,7 +19,7 @@ def mean_over_topics(values: pd.Series) -> Estimate:
 
 def ranked(by: pd.DataFrame) -> pd.Series:
     """For each row its rank correlation with the columns' names; 0 where all values are one."""
-    return by.apply(lambda of: spearmanr(of.index, of).statistic if of.nunique() > 1 else 0.0, axis=1)
+    return pd.Series(stats.spearman(by.columns, by, still=0), by.index)
 
 
 # --- lists, over topics ---

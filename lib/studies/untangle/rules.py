@@ -8,9 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import spearmanr
 
-from lib.book.stats import Estimate, over_units
+from lib.book.stats import Estimate, over_units, spearman
 from lib.studies.ledger import Finding, Tables, surely, surely_below
 from lib.studies.untangle import toys
 from lib.studies.untangle.ablate import OTHER, TASKS
@@ -121,15 +120,10 @@ def dial(tables: Tables) -> Finding:
     found = []
     for task in TASKS:
         for lost in (f"lost_{task}", f"lost_{OTHER[task]}"):
-            each = [_spearman(rows.strength, rows[lost]) for _, rows in of[of.task == task].groupby("seed")]
+            each = [spearman(rows.strength, rows[lost], still=0) for _, rows in of[of.task == task].groupby("seed")]
             found.append(_over_seeds(each))
     e = _least(found)
     return Finding(e, all(one.value > 0.9 for one in found), "seeds")
-
-
-def _spearman(a: pd.Series, b: pd.Series) -> float:
-    """0 where either does not change."""
-    return 0.0 if a.nunique() < 2 or b.nunique() < 2 else float(spearmanr(a, b).statistic)
 
 
 def joint_better(tables: Tables) -> Finding:
