@@ -12,11 +12,15 @@ import argparse
 import ast
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -129,12 +133,32 @@ def _execute(notebook: Path, out: Path, given: dict, attempts: int = 3) -> None:
     """Papermill; a kernel that dies as it starts is started again, for another may have taken its ports meanwhile."""
     lines = {"desc": notebook.stem, "bar_format": "  {desc}: cell {n} of {total}, {elapsed}", "file": Lines()}
     bar = lines | {"delay": EVERY, "mininterval": EVERY, "leave": False}
+    how = {"kernel_name": KERNEL, "cwd": str(ROOT), "progress_bar": bar}
     try:
-        papermill.execute_notebook(str(notebook), str(out), given, kernel_name=KERNEL, cwd=str(ROOT), progress_bar=bar)
+        _interruptible(papermill.execute_notebook, str(notebook), str(out), given, **how)
     except RuntimeError as error:
         if attempts == 1 or "before replying to kernel_info" not in str(error):
             raise
         _execute(notebook, out, given, attempts - 1)
+
+
+def _interruptible(work: Callable, *given, **named) -> None:
+    """Do it in a thread; at an interrupt, which comes to the main one, end the kernel, and so the work.
+
+    An interrupt in the midst of what waits for a kernel may be lost there, or leave it waiting for good.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work, *given, **named)
+        try:
+            done.result()
+        except KeyboardInterrupt:
+            logging.disable()  # that the kernel died is no news
+            while not done.done():
+                for process in psutil.Process().children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                wait([done], 1)
+            raise
 
 
 def main() -> None:
