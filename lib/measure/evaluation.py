@@ -7,7 +7,7 @@ forcing has already shown to be the greedy one.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -156,7 +156,6 @@ def greedy(
     prompts: Sequence[Prompt],
     conditions: Sequence[Condition],
     scope: str = "all",
-    form: str = "training",
     rows: int = 64,
     progress: str | None = None,
 ) -> list[list[bool]]:
@@ -168,7 +167,7 @@ def greedy(
     order = np.argsort([length(model.tokenizer, p) for p in prompts])
     found: list[list[Tensor]] = [[] for _ in conditions]
     alike = max((len(some) for begin, some in by_start(conditions) if begin), default=1)
-    work = batches(model.tokenizer, [prompts[i] for i in order], max(1, rows // alike), form)
+    work = batches(model.tokenizer, [prompts[i] for i in order], max(1, rows // alike))
     for batch in tqdm(work, desc=progress, disable=progress is None, mininterval=2):
         batch = batch.to(model.hf.device)
         at, only = batch.foreseen, ~batch.answer if scope == "prompt" else None
@@ -191,42 +190,27 @@ def generations(
 ) -> list[list[str]]:
     """For each condition the greedy answer to each prompt, `sizes.margin` tokens longer than the longest target at most.
 
-    Where `exact` says of a condition and prompt that it is the target, it is not generated again. What the model as it is
-    answers otherwise is tried for the other conditions too, by one pass (`greedy`), before they generate. Conditions
+    Where `exact` says of a condition and prompt that it is the target, it is not generated again. Conditions
     share batches: each has its rows.
     """
     answers = [tokens(model.tokenizer, p, form)[1] for p in prompts]
-    wrote = [model.tokenizer.batch_decode(answers, skip_special_tokens=True) for _ in conditions]
+    targets = model.tokenizer.batch_decode(answers, skip_special_tokens=True)
     # conditions apart, the better known first: one that never ends its answers would keep the others' waiting
     ranked = sorted(range(len(conditions)), key=lambda c: -sum(exact[c]))
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input))
+    to_write = [(c, i) for c in ranked for i in by_length if not exact[c][i]]
+    questions = {i: asked(model.tokenizer, prompts[i].input, form) for i in {i for _, i in to_write}}
     limit, size, end = max(map(len, answers)) + sizes.margin, sizes.generate_batch, end_id(model.tokenizer, form)
-
-    def write(to_write: list[tuple[int, int]], progress: str | None = None) -> None:
-        questions = {i: asked(model.tokenizer, prompts[i].input, form) for i in {i for _, i in to_write}}
-        for start in tqdm(range(0, len(to_write), size), desc=progress, disable=progress is None, mininterval=2):
-            rows = to_write[start : start + size]
-            with ExitStack() as stack:
-                first = 0
-                for c, own in groupby(rows, key=lambda row: row[0]):
-                    n = len(list(own))
-                    stack.enter_context(replaced(model, conditions[c], scope, slice(first, first + n)))
-                    first += n
-                found = continued(model.hf, model.tokenizer, [questions[i] for _, i in rows], limit, end=end)
-            for (c, i), text in zip(rows, found, strict=True):
-                wrote[c][i] = text
-
-    raw = [c for c in ranked if not conditions[c]][:1]
-    write([(c, i) for c in raw for i in by_length if not exact[c][i]])
-    others, known = [c for c in ranked if c not in raw], set()
-    if others and (otherwise := [i for c in raw for i in by_length if not exact[c][i]]):
-        drafts = [replace(prompts[i], target=wrote[raw[0]][i]) for i in otherwise]
-        seen = greedy(model, drafts, [conditions[c] for c in others], scope, form, sizes.forward_batch)
-        for draft, i, *same in zip(drafts, otherwise, *seen, strict=True):
-            ids = tokens(model.tokenizer, draft, form)[1]
-            for c, agrees in zip(others, same, strict=True):
-                if agrees and not exact[c][i] and len(ids) <= limit:
-                    wrote[c][i] = model.tokenizer.decode(ids, skip_special_tokens=True)
-                    known.add((c, i))
-    write([(c, i) for c in others for i in by_length if not exact[c][i] and (c, i) not in known], progress)
+    wrote = [list(targets) for _ in conditions]
+    for start in tqdm(range(0, len(to_write), size), desc=progress, disable=progress is None, mininterval=2):
+        rows = to_write[start : start + size]
+        with ExitStack() as stack:
+            first = 0
+            for c, own in groupby(rows, key=lambda row: row[0]):
+                n = len(list(own))
+                stack.enter_context(replaced(model, conditions[c], scope, slice(first, first + n)))
+                first += n
+            found = continued(model.hf, model.tokenizer, [questions[i] for _, i in rows], limit, end=end)
+        for (c, i), text in zip(rows, found, strict=True):
+            wrote[c][i] = text
     return wrote

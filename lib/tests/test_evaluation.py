@@ -134,8 +134,8 @@ def test_an_exact_answer_is_what_would_be_generated():
 
 
 @pytest.mark.parametrize("scope", ["all", "prompt"])
-def test_what_one_pass_says_of_greedy_decoding_is_what_it_writes(scope, monkeypatch):
-    """On `nano`: of targets, and of what the model as it is answers in their stead."""
+def test_what_one_pass_says_of_greedy_decoding_is_what_it_writes(scope):
+    """On `nano`, of whose answers some are the targets and others are not."""
     nano = profiles.load("nano")
     model = models.load(nano)
     asked = written("negative", 30, "test", 0) + written("positive", 10, "test", 0)
@@ -143,20 +143,12 @@ def test_what_one_pass_says_of_greedy_decoding_is_what_it_writes(scope, monkeypa
     [base] = load(nano, model, site, [0.0])
     delta = Dictionary.initialised((), model.d_model, 4, 0)
     conditions = [{site: BaseDelta(base, delta, 0.1)}, evaluation.RAW, {site: BaseDelta(base, delta, 3.0)}]
-    unknown, generated = [[False] * len(asked)] * len(conditions), []
-    continued = evaluation.continued
-    monkeypatch.setattr(evaluation, "continued", lambda *a, **how: generated.append(len(a[2])) or continued(*a, **how))
-    with monkeypatch.context() as naive:
-        naive.setattr(evaluation, "greedy", lambda model, prompts, conditions, *_: [[False] * len(prompts) for _ in conditions])
-        in_full = evaluation.generations(model, asked, conditions, unknown, nano.tool.evaluation, scope)
-    assert sum(generated) == len(asked) * len(conditions)
+    unknown = [[False] * len(asked)] * len(conditions)
+    in_full = evaluation.generations(model, asked, conditions, unknown, nano.tool.evaluation, scope)
     seen = evaluation.greedy(model, asked, conditions, scope)
     assert seen == [[text == p.target for text, p in zip(wrote, asked, strict=True)] for wrote in in_full]
     assert all(0 < sum(of) < len(asked) for of in seen[:2])
-    generated.clear()
     assert evaluation.generations(model, asked, conditions, seen, nano.tool.evaluation, scope) == in_full
-    left = sum(not exact for of in seen for exact in of)
-    assert len(asked) - sum(seen[1]) <= sum(generated) < left  # some of the answers were those of the model as it is
 
 
 def test_a_row_has_published_columns_intervals_and_n(tiny, smoke, prompts, pair):
