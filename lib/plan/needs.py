@@ -132,9 +132,9 @@ def needs(work: Work, here: Machine, at: Pace) -> list[Need]:
         "bases": n_layers * base, "key-value cache": cache * work.config.num_hidden_layers,
         "features": 8 * p.tool.evaluation.generate_batch * work.longest * work.d_sae,
     }  # fmt: skip
-    doses = len(p.tool.evaluation.alphas)
+    doses, by_layer = len(p.tool.evaluation.alphas), len(p.tool.evaluation.alphas_by_layer)
     for name, kinds in (
-        ("5 exp2a", dict(raw=1, single=2 * n_layers)), ("6 exp2b", dict(raw=2, single=doses * n_layers, every=doses)),
+        ("5 exp2a", dict(raw=1, single=2 * n_layers)), ("6 exp2b", dict(raw=2, single=by_layer * n_layers, every=doses)),
     ):  # fmt: skip
         flops, seconds = evaluated(test, **kinds, answers=GENERATED * asked * sum(kinds.values()))
         found.append(Need(

@@ -100,8 +100,14 @@ class Memory(_Table):
     """Layers whose deltas are trained together, each group after a pass of the model of its own; all where it is left out."""
 
 
+Alphas = Annotated[list[NonNegativeFloat], *RISING, AfterValidator(_named_apart)]
+
+
 class Evaluation(_Table):
-    alphas: Annotated[list[NonNegativeFloat], *RISING, AfterValidator(_named_apart)]
+    alphas: Alphas
+    """At which all layers are replaced together,"""
+    alphas_by_layer: Annotated[Alphas, Field(default_factory=lambda read: read.get("alphas"))]
+    """and one layer at a time; the same where it is left out."""
     margin: Count = 8
     """Tokens that a generation may be longer than its target."""
     beside: Count | None = None
