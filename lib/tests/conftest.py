@@ -17,11 +17,6 @@ LONG = ("real_profiles", "notebooks", "killed", "plan", "deltas", "bench", "hub"
 SHARED = Path(os.environ.get("SHARED", ROOT.parent / "shared"))
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, for many a test waits for a process of its own."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items):
     """Long files are begun first, so that none is left alone at the end."""
     first = {f"test_{name}": place for place, name in enumerate(LONG)}

@@ -26,7 +26,7 @@ def test_an_unknown_parameter_is_one_line():
         (["--profile", "nanno"], "nanno: no such profile; use one of"),
         (["-p", "redraw", "no"], "parameter 'redraw' is False there, so not 'no'; give one of its kind"),
         (["-p", "redraw", "1"], "parameter 'redraw' is False there, so not 1"),
-        (["-p", "n_prompts", "many"], "parameter 'n_prompts' is 200 there, so not 'many'"),
+        (["-p", "n_prompts", "many"], "parameter 'n_prompts' is 100 there, so not 'many'"),
         (["-p", "profile", "other"], "-p profile: a chapter's profile decides where it writes; use --profile"),
     ],
 )
