@@ -13,14 +13,14 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.dictionary.dictionaries import BaseDelta
 from lib.measure import metrics
 from lib.model.conditions import by_start, replaced_logits
-from lib.model.encoding import asked, batches, end_id, length, token_mask, tokens
+from lib.model.encoding import Encoded, asked, batches, end_id, length, token_mask, tokens
 from lib.model.generation import continued
 from lib.model.hooks import Condition, Features, replaced
 from lib.model.models import LanguageModel
@@ -81,6 +81,16 @@ class Watch:
                 self.seen[f"{name}_l0"] = f.sign() @ f.new_ones(f.shape[-1])  # much faster than a sum of booleans
 
 
+def _by_length(
+    model: LanguageModel, prompts: Sequence[Prompt | str], conditions: Sequence[Condition], rows: int, form: str = "training"
+) -> tuple[Int[np.ndarray, " prompt"], list[Encoded]]:
+    """The order of prompts by length, for those of like length pad one another little, and batches of them so."""
+    order = np.argsort([length(model.tokenizer, p) for p in prompts])
+    # conditions that begin at one layer share a batch: its prompts are the fewer, and pad one another the less
+    alike = max((len(some) for begin, some in by_start(conditions) if begin), default=1)
+    return order, batches(model.tokenizer, [prompts[i] for i in order], max(1, rows // alike), form)
+
+
 def teacher_forced(
     model: LanguageModel,
     prompts: Sequence[Prompt | str],
@@ -104,12 +114,9 @@ def teacher_forced(
     `rows`: at most so many in a forward pass, prompts and conditions.
     """
     protocol = protocol or Protocol()
-    order = np.argsort([length(model.tokenizer, p) for p in prompts])  # prompts of like length pad one another little
-    by_length = [prompts[i] for i in order]
-    # conditions that begin at one layer share a batch: its prompts are the fewer, and pad one another the less
-    alike = max((len(some) for begin, some in by_start(conditions) if begin), default=1)
+    order, work = _by_length(model, prompts, conditions, rows, protocol.ce_format)
     found: list[list[dict[str, Tensor]]] = [[] for _ in conditions]  # of each condition, batch by batch
-    work, start = batches(model.tokenizer, by_length, max(1, rows // alike), protocol.ce_format), 0
+    start = 0
     watches = [Watch.of(condition) for condition in conditions]
     for batch in tqdm(work, desc=progress, disable=progress is None, mininterval=2):
         batch = batch.to(model.hf.device)
@@ -164,10 +171,8 @@ def greedy(
     Seen in one forward pass over question and answer, without decoding: each token of the answer must be the likeliest in
     its place. Under `scope="prompt"` the pass leaves the answer's tokens to the model, as decoding with a cache does.
     """
-    order = np.argsort([length(model.tokenizer, p) for p in prompts])
+    order, work = _by_length(model, prompts, conditions, rows)
     found: list[list[Tensor]] = [[] for _ in conditions]
-    alike = max((len(some) for begin, some in by_start(conditions) if begin), default=1)
-    work = batches(model.tokenizer, [prompts[i] for i in order], max(1, rows // alike))
     for batch in tqdm(work, desc=progress, disable=progress is None, mininterval=2):
         batch = batch.to(model.hf.device)
         at, only = batch.foreseen, ~batch.answer if scope == "prompt" else None
