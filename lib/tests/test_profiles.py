@@ -20,6 +20,15 @@ def test_the_published_settings():
     assert (d.training.l1, d.training.l1_warmup) == (1e-3, 1000)
 
 
+def test_single_layers_have_the_alphas_of_all_together_unless_others_are_named(tmp_path):
+    (tmp_path / "mine.toml").write_text(SMOKE)
+    left_out = profiles.load(str(tmp_path / "mine.toml")).tool.evaluation
+    assert left_out.alphas_by_layer == left_out.alphas == [0.0, 0.5, 1.0]
+    (tmp_path / "mine.toml").write_text(SMOKE.replace("[tool.evaluation]", "[tool.evaluation]\nalphas_by_layer = [0.0, 1.0]"))
+    named = profiles.load(str(tmp_path / "mine.toml")).tool.evaluation
+    assert (named.alphas_by_layer, named.alphas) == ([0.0, 1.0], left_out.alphas)
+
+
 def test_a_path_is_a_profile_too(tmp_path):
     (tmp_path / "mine.toml").write_text(SMOKE)
     assert profiles.load(str(tmp_path / "mine.toml")).name == "mine"
