@@ -124,7 +124,7 @@ def test_a_rise_and_a_jump_by_hand():
     rows = pd.concat([of_a_list([1, 2, 3, 9]), of_a_list([3, 2, 1, 1], 1, "b")])
     assert readings.rise(rows, "x", False).tolist() == [1, -1]
     assert readings.jump(rows, "x").tolist() == [7, -1]
-    assert readings.over_topics(readings.jump(rows, "x")).value == 3
+    assert readings.over_lists(readings.jump(rows, "x")).value == 3
     assert readings.rise(of_a_list([1, 2]), "x", True).empty and readings.rise(of_a_list([1, 1, 1]), "x", True).empty
 
 

@@ -169,12 +169,12 @@ def test_the_share_of_topics_by_hand_and_at_both_ends():
     """Two of six and two of ten: F = 16 / 2 = 8 with two lists a topic, so (8 - 1) / (8 - 1 + 2)."""
     values = {"a": (5, 7), "b": (9, 11)}
     table = pd.DataFrame([one(topic=t, items=n) for t, both in values.items() for n in both])
-    assert recount.of_topics(table).value == pytest.approx(7 / 9)
+    assert recount.between_topics(table).value == pytest.approx(7 / 9)
     apart = pd.DataFrame([one(topic=t, items=n) for t, n in zip("abcd", [5, 8, 9, 12], strict=True) for _ in range(3)])
-    assert recount.of_topics(apart).value == 1
+    assert recount.between_topics(apart).value == 1
     rng = np.random.default_rng(0)
     alike = pd.DataFrame([one(topic=f"{t}", items=rng.integers(5, 11)) for t in range(40) for _ in range(5)])
-    e = recount.of_topics(alike)
+    e = recount.between_topics(alike)
     assert e.low < 0 < e.high < 0.25 and abs(e.value) < 0.1, "eta squared would be a fifth"
 
 
@@ -183,7 +183,7 @@ def test_the_interval_of_that_share_holds_the_truth():
     rng, held = np.random.default_rng(1), 0
     for _ in range(60):
         ten = rng.random((23, 5)) < rng.random(23)[:, None]
-        e = recount.of_topics(pd.DataFrame({"topic": np.repeat(range(23), 5), "items": 5 + 5 * ten.ravel()}))
+        e = recount.between_topics(pd.DataFrame({"topic": np.repeat(range(23), 5), "items": 5 + 5 * ten.ravel()}))
         held += e.low <= 1 / 3 <= e.high
     assert held >= 54
 

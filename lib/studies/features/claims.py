@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from lib.book.paths import PUBLISHED
 from lib.book.stats import Estimate, mean, over_units, spearman
@@ -123,8 +122,7 @@ def little(tables: Tables) -> Finding:
 
 def unrelated(tables: Tables) -> Finding:
     rows = tables["effects"]
-    found = [spearmanr(some.auroc, some.ce).statistic for _, some in rows.groupby("kind") if len(some) > 3]
-    e = over_units(np.nan_to_num(found))
+    e = over_units([spearman(some.auroc, some.ce, still=0) for _, some in rows.groupby("kind") if len(some) > 3])
     return Finding(e, bool(e.low <= 0), "kinds")
 
 

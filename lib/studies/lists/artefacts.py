@@ -62,7 +62,7 @@ def l4(given: Given = None) -> Finding:
 
 def l5(given: Given = None) -> Finding:
     """The share of the variance of items that is between topics, in short lists, below .25 for certain."""
-    e = recount.of_topics(lists(given, "short", ended=True))
+    e = recount.between_topics(lists(given, "short", ended=True))
     return Finding(e, surely_below(e, 0.25), TOPICS)
 
 

@@ -117,7 +117,7 @@ def strongest(score: Float[Tensor, "pos feature"]) -> Int[Tensor, " pair"]:
 # --- the features of a topic ---
 
 
-def of_topics(found: pd.DataFrame, k: int, metric: str = "stop") -> pd.DataFrame:
+def by_topic(found: pd.DataFrame, k: int, metric: str = "stop") -> pd.DataFrame:
     """For each topic and site the k features that speak the most for stopping, over its lists and all tokens.
 
     `score`: the mean over lists, nats.

@@ -157,7 +157,7 @@ def jump(rows: pd.DataFrame, value: str) -> pd.Series:
     return rows[rows.from_end == 1].groupby(["list", "topic"])[value].first() - before
 
 
-def over_topics(values: pd.Series) -> Estimate:
+def over_lists(values: pd.Series) -> Estimate:
     """The mean over lists, topics being what was sampled."""
     values = values.dropna()
     return stats.mean(values.to_numpy(), values.index.get_level_values("topic").to_numpy())
@@ -165,7 +165,7 @@ def over_topics(values: pd.Series) -> Estimate:
 
 def paired(one: pd.Series, other: pd.Series) -> Estimate:
     """The mean difference over lists that have both."""
-    return over_topics((one - other).dropna())
+    return over_lists((one - other).dropna())
 
 
 def panels(rows: pd.DataFrame, by: str, value: str = "entropy", least: int = 20) -> pd.DataFrame:
@@ -184,7 +184,7 @@ def by_layer(rows: pd.DataFrame, value: str) -> pd.DataFrame:
     item's number."""
     found = []
     for layer, of in rows.groupby("layer"):
-        more, up = over_topics(jump(of, value)), over_topics(rise(of, value, True))
+        more, up = over_lists(jump(of, value)), over_lists(rise(of, value, True))
         found.append({"contrast": value, "layer": layer, **stats.columns({"jump": more, "rise": up}), "n": more.n,
                       "n_topics": more.clusters})  # fmt: skip
     return pd.DataFrame(found)

@@ -115,7 +115,7 @@ def items(given: Given = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def of_topics(some: pd.DataFrame) -> Estimate:
+def between_topics(some: pd.DataFrame) -> Estimate:
     """The share of variance that lies between topics, as a random effect; the interval is a jackknife's, of log F."""
 
     def log_f(table: pd.DataFrame) -> np.ndarray:
@@ -141,7 +141,7 @@ def variance_by_topic(given: Given = None) -> pd.DataFrame:
     which takes them for normal, is too narrow; one from leaving out topics, on log F, held the truth 93 to 98 times of
     100 in simulations of such lists.
     """
-    rows = [{**keys, **(e := of_topics(some)).columns("share"), "n": e.n, "n_topics": e.clusters}
+    rows = [{**keys, **(e := between_topics(some)).columns("share"), "n": e.n, "n_topics": e.clusters}
             for keys, some in _groups(given, True)]  # fmt: skip
     return pd.DataFrame(rows).dropna(subset="share", ignore_index=True)
 

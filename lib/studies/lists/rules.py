@@ -78,7 +78,7 @@ def last_alone(tables: Tables) -> Finding:
 
 
 def little_by_topic(tables: Tables) -> Finding:
-    e = recount.of_topics(at_main(tables, "short"))
+    e = recount.between_topics(at_main(tables, "short"))
     return Finding(e, surely_below(e, 0.25), "topics")
 
 
@@ -109,7 +109,7 @@ def _panel(tables: Tables, mode: str, asked: str) -> pd.DataFrame:
 
 
 def entropy_rises(tables: Tables) -> Finding:
-    e = readings.over_topics(readings.rise(_panel(tables, "short", "short"), "entropy", False))
+    e = readings.over_lists(readings.rise(_panel(tables, "short", "short"), "entropy", False))
     return Finding(e, surely(e, 0), "topics")
 
 

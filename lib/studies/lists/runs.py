@@ -62,7 +62,7 @@ class Chosen:
 
     @classmethod
     def of(cls, dictionaries: Mapping[Site, Dictionary], at: pd.DataFrame, features: pd.DataFrame) -> "list[Chosen]":
-        """Of every site, from the tables of `features.at_positions` and `features.of_topics`."""
+        """Of every site, from the tables of `features.at_positions` and `features.by_topic`."""
 
         def own(table: pd.DataFrame, site: Site) -> dict[str, pd.DataFrame]:
             some = table[(table.point == site.name) & (table.layer == site.layer)]
