@@ -34,11 +34,15 @@ def title(notebook: Path) -> str:
 
 
 def page(executed: nbformat.NotebookNode, notebook: Path) -> str:
-    """The page of an executed chapter; a widget is shown as the picture that it gives."""
+    """The page of an executed chapter; a widget is shown as the picture that it gives, and one without, as is a bar of
+    progress, not at all.
+    """
     shown = copy.deepcopy(executed)
     shown.metadata.pop("widgets", None)
     shown.metadata["title"] = title(notebook)
     for cell in shown.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if set(output.get("data", ())) != {WIDGET, "text/plain"}]
         for output in cell.get("outputs", ()):
             output.get("data", {}).pop(WIDGET, None)
     chapters = sorted(NOTEBOOKS.glob("*.ipynb"))

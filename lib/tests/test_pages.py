@@ -6,6 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from tqdm.notebook import tqdm_notebook
 
 from lib.book import pages, results
 from lib.book.paths import NOTEBOOKS
@@ -95,6 +96,12 @@ def test_the_dial_is_there_as_a_picture_and_can_be_read_on_a_phone(tab):
     assert field.locator("button").all_inner_texts() == ["all", "0", "1", "Ask"]
     assert shown.evaluate("document.documentElement.scrollWidth") <= 360
     assert "VBox(" not in shown.inner_text("body")
+
+
+def test_bars_of_progress_are_no_part_of_a_page(tab):
+    bar = tqdm_notebook(total=3, desc="half-way", display=False)
+    shown = tab(page(bar.container, "said")).inner_text("body")
+    assert "said" in shown and "half-way" not in shown and "0/3" not in shown
 
 
 def test_widgets_that_are_live_in_a_notebook_are_left_to_it():
