@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lib.bench import as_published
 from lib.dictionary import deltas
 from lib.dictionary.dictionaries import Dictionary
+from lib.dictionary.sae_lens import fit
 from lib.dictionary.training import train
 from lib.model import activations
 from lib.profiles.organism import Training
@@ -116,8 +117,6 @@ def products_alone(layers: Layers, settings: Training) -> float:
 def sae_lens_step(layers: Layers, settings: Training) -> float:
     """sae-lens's trainer of several SAEs, ReLU with L1. It trains no transcoders: x is input and target."""
     from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
     clock, d_model = Clock(), layers.x.shape[-1]
     names = [(str(layer), f"{layer}.{i}") for layer, i in product(*map(range, layers.target.shape[:2]))]
@@ -126,11 +125,7 @@ def sae_lens_step(layers: Layers, settings: Training) -> float:
         for _, name in names
     }
     batches = ({str(layer): x[0, pick] for layer, x in enumerate(layers.x)} for pick in clock.over(picks(layers, settings)))
-    config = SAETrainerConfig(
-        total_training_samples=settings.steps * settings.batch, train_batch_size_samples=settings.batch,
-        lr=settings.lr, lr_end=settings.lr, logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
-    MultiSAETrainer(config, saes, {name: layer for layer, name in names}, batches).fit()
+    fit(saes, {name: layer for layer, name in names}, batches, settings.steps, settings.batch, settings.lr)
     return clock.step(layers.n)
 
 

@@ -1,15 +1,20 @@
-"""sae-lens's dictionaries as ours: SAEs and transcoders, from a folder that it saved or from a release that it knows.
+"""sae-lens's dictionaries as ours: SAEs and transcoders, from a folder that it saved or from a release that it knows; and
+its trainer.
 
 What it does to an input before the encoder is folded into the weights where that is exact, and refused where it is not.
 """
 
+import contextlib
+import io
 import math
 import re
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from lib.book import files
 from lib.dictionary.dictionaries import Dictionary
@@ -146,3 +151,25 @@ def trained_there(name: str, metadata: object, model: LanguageModel | None, site
     trained_on = getattr(metadata, "model_name", None)
     if source and trained_on and Path(trained_on).name.lower() != Path(source).name.lower():
         warnings.warn(f"{name}: was trained on {trained_on}, and the model is {source}", stacklevel=2)
+
+
+def fit(
+    saes: dict[str, nn.Module], reads: dict[str, str], batches: Iterator[dict[str, Tensor]], steps: int, batch: int, lr: float,
+    **others,
+) -> float:  # fmt: skip
+    """Train SAEs of sae-lens side by side by its own trainer; the seconds of each.
+
+    Each learns from the activations that the batches hold under the name that `reads` gives for it. `others` are further
+    settings of `SAETrainerConfig`; without them the learning rate stays as it is.
+    """
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+    config = SAETrainerConfig(
+        total_training_samples=steps * batch, train_batch_size_samples=batch, lr=lr, logger=LoggingConfig(log_to_wandb=False),
+        **{"lr_end": lr, **others},
+    )  # fmt: skip
+    began = time.perf_counter()
+    with contextlib.redirect_stderr(io.StringIO()):
+        MultiSAETrainer(config, saes, reads, batches).fit()
+    return (time.perf_counter() - began) / len(saes)

@@ -1,8 +1,5 @@
 """SAEs of several kinds, trained by sae-lens's own trainer and read back as ours; weights tied or not, L0 held at an aim."""
 
-import contextlib
-import io
-import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -14,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.dictionary.dictionaries import Dictionary
-from lib.dictionary.sae_lens import from_sae_lens
+from lib.dictionary.sae_lens import fit, from_sae_lens
 
 RATE_OF_PENALTY = 0.1
 """How fast a penalty follows the logarithm of L0 over its aim, a step; that counts within a factor of two."""
@@ -192,18 +189,11 @@ def train(
     `x` is scaled so that its mean length is the square root of `d_model`, by `scale`; the SAEs that come back are for
     activations as they are. Those that learn from fewer tokens are given the first ones, again and again.
     """
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-
     saes = {variant.name: made(variant, x.shape[-1], snapshots) for variant in variants}
     if len(saes) < len(variants):
         raise ValueError("two of the SAEs to be trained are the same; leave one out")
     amount = {variant.name: variant.tokens or len(x) for variant in variants}
-    config = SAETrainerConfig(
-        total_training_samples=steps * batch, train_batch_size_samples=batch, lr=lr, lr_end=lr / 10,
-        lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 4, logger=LoggingConfig(log_to_wandb=False),
-        device=str(x.device),
-    )  # fmt: skip
+    schedule = {"lr_end": lr / 10, "lr_warm_up_steps": steps // 20, "lr_decay_steps": steps // 4, "device": str(x.device)}
 
     def batches() -> Iterator[dict[str, Tensor]]:
         draw = torch.Generator().manual_seed(0)
@@ -212,10 +202,7 @@ def train(
             drawn = {n: x[(share * n).long().clamp(max=n - 1)] for n in set(amount.values())}
             yield {str(n): some for n, some in drawn.items()}
 
-    began = time.perf_counter()
-    with contextlib.redirect_stderr(io.StringIO()):
-        MultiSAETrainer(config, saes, {name: str(n) for name, n in amount.items()}, batches()).fit()
-    seconds = (time.perf_counter() - began) / len(saes)
+    seconds = fit(saes, {name: str(n) for name, n in amount.items()}, batches(), steps, batch, lr, **schedule)
     found = []
     for variant, sae in zip(variants, saes.values(), strict=True):
         if variant.kind == "JumpReLU":

@@ -1,8 +1,5 @@
 """What chapter 11 needs besides its forty lines: activations, the same SAE from sae-lens, and one measure for both."""
 
-import contextlib
-import io
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +11,7 @@ from lib.base.saes import HELD_OUT
 from lib.base.text import held_out, source
 from lib.dictionary.dictionaries import Constant, Dictionary
 from lib.dictionary.lengths import Lengths
-from lib.dictionary.sae_lens import from_sae_lens
+from lib.dictionary.sae_lens import fit, from_sae_lens
 from lib.dictionary.variants import unscaled
 from lib.measure.quality import losses
 from lib.model import activations
@@ -87,8 +84,6 @@ def by_sae_lens(
 ) -> tuple[list[Dictionary], float]:
     """sae-lens's own standard SAEs, one for each penalty, trained together on the same batches; and the seconds of each."""
     from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
     torch.manual_seed(0)
     saes = {
@@ -97,16 +92,7 @@ def by_sae_lens(
         ))
         for i, l1 in enumerate(l1s)
     }  # fmt: skip
-    drawn = batches(x, batch)
-    config = SAETrainerConfig(
-        total_training_samples=steps * batch, train_batch_size_samples=batch, lr=lr, lr_end=lr,
-        logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
-    began = time.perf_counter()
-    with contextlib.redirect_stderr(io.StringIO()):
-        trainer = MultiSAETrainer(config, saes, dict.fromkeys(saes, "x"), ({"x": some} for some in drawn))
-        trainer.fit()
-    seconds = (time.perf_counter() - began) / len(saes)
+    seconds = fit(saes, dict.fromkeys(saes, "x"), ({"x": some} for some in batches(x, batch)), steps, batch, lr)
     found = []
     for sae in saes.values():
         ours = from_sae_lens(sae, "sae-lens")  # which has taken b_dec out of the input already
