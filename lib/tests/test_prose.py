@@ -1,20 +1,19 @@
-"""Numbers in README's prose are those of the tables, and the notebooks' prose holds none: what a cell computes, it says."""
+"""Numbers in README's prose are those of the figures in git, and the notebooks' prose holds none: their cells say them."""
 
 import ast
+import io
 import re
+import subprocess
+from functools import partial
 from types import ModuleType
 
 import nbformat
 import pandas as pd
 import pytest
 
-from lib import profiles
 from lib.bench import report
 from lib.book.paths import NOTEBOOKS, ROOT
-from lib.model import precision
-from lib.studies.tool import reading
 
-PATHS = profiles.load("nano").paths
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FROM_THE_PLAN = "## Profiles"  # its figures are sizes and times, which the plan makes
 # thresholds of a rule, what chance gives, and values that an exercise supposes
@@ -26,13 +25,14 @@ STATED = {
 }
 
 
-def table(name: str) -> pd.DataFrame:
-    if not precision.has_bfloat16("cpu"):
-        pytest.skip("README's figures are of a run in bfloat16; on a processor without it the run is in float32, and other")
-    file = PATHS.results / name
-    if not file.exists():
-        pytest.skip(f"{file.relative_to(ROOT)} is not there; `make all` makes it")
-    return pd.read_csv(file)
+def table(name: str, model: str = "nano") -> pd.DataFrame:
+    """The numbers behind a figure that is in git, whatever a run has made of it since."""
+    git = ["git", "-C", str(ROOT)]
+    if subprocess.run([*git, "rev-parse"], capture_output=True).returncode:
+        pytest.skip("README's numbers are of the figures in git, which has no repository here")
+    found = subprocess.run([*git, "show", f":figures/{model}/{name}"], capture_output=True, text=True, encoding="utf-8")
+    assert found.returncode == 0, found.stderr
+    return pd.read_csv(io.StringIO(found.stdout))
 
 
 def interval(row: pd.Series, name: str) -> str:
@@ -43,8 +43,8 @@ def interval(row: pd.Series, name: str) -> str:
 
 
 def dial() -> str:
-    turned = table("exp2b_all_layers.csv").query("subset == 'tool'").set_index("alpha")
-    before = table("finetune.csv").set_index(["stage", "subset"]).loc[("before", "tool")]
+    turned = table("exp2b_all_layers.csv").query("subset == 'tool' and series == 'calls the tool'").set_index("alpha")
+    before = table("finetune_behaviour.csv").drop_duplicates(["stage", "subset"]).set_index(["stage", "subset"])
     old = table("exp2b_as_before.csv").set_index("subset").loc["tool"]
     why = table("alpha0.csv").set_index(["model", "MLPs"])
     none, bases, noise = (
@@ -52,9 +52,9 @@ def dial() -> str:
     )
     at_0, at_1 = turned.loc[0.0], turned.loc[1.0]
     return (
-        f"The rate of tool calls on tool prompts is {interval(at_0, 'tool_call_rate')} at alpha 0 and "
-        f"{interval(at_1, 'tool_call_rate')} at 1 (n = {at_0.n_examples} in {at_0.n_clusters} templates); before finetuning it "
-        f"was {before.tool_call_rate:.3f}. Only {old.answers:.0f} of the answers at alpha 0 are the old ones. The calls that "
+        f"The rate of tool calls on tool prompts is {interval(at_0, 'rate')} at alpha 0 and "
+        f"{interval(at_1, 'rate')} at 1 (n = {at_0.n_examples} in {at_0.n_clusters} templates); before finetuning it "
+        f"was {before.tool_call_rate['before', 'tool']:.3f}. Only {old.answers:.0f} of the answers at alpha 0 are the old ones. The calls that "
         f"are left there are made by the bases' own error: with the original MLPs in the bases' place the rate is "
         f"{none.tool_call_rate:.3f}, with the bases {bases.tool_call_rate:.3f}, with noise of the size of their error "
         f"{noise.tool_call_rate:.3f} (chapter 8, n = {none.n_examples:.0f})."
@@ -93,7 +93,7 @@ def verdict() -> str:
 
 
 def faithful() -> str:
-    rows, parts = table("controls.csv").query("subset == 'tool'").set_index("control"), ("question", "decision", "body")
+    rows, parts = table("controls_kl.csv").query("subset == 'tool'").set_index("control"), ("question", "decision", "body")
     (q, d, b), (q2, d2, b2) = (
         [f"{rows.loc[who, f'kl_{part}_gap_closed']:.3f}" for part in parts] for who in ("delta", "linear")
     )
@@ -106,7 +106,7 @@ def faithful() -> str:
 
 
 def readable() -> str:
-    rows = reading.simplicity(table("reading_units.csv")).set_index("kind")
+    rows = table("reading_simplicity.csv").set_index("kind")
     delta, linear, random = (interval(rows.loc[kind], "auroc_strongest") for kind in ("delta", "linear", "random model"))
     return (
         f"A rule about tokens tells the strongest tokens of a delta feature with a mean AUROC of {delta}, those of a linear "
@@ -115,28 +115,36 @@ def readable() -> str:
     )
 
 
-def counts(study: str = "tool") -> str:
-    n = table("claims.csv").query("study == @study").verdict.value_counts()
-    return ", ".join(f"{count} {verdict}" for verdict, count in n.items())
+def claims(study: str, model: str) -> pd.DataFrame:
+    every = table("claims.csv", model)
+    return every[every.study == study].set_index("id")
 
 
-def ledger(study: str = "tool") -> str:
-    rows = table("claims.csv").query("study == @study")
-    shown = [f"| {row.id} | {row.claim} | {row.verdict} |" for row in rows.itertuples()]
-    return "\n".join(["| id | claim | verdict |", "|---|---|---|", *shown])
+def counts(study: str, model: str = "nano") -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in claims(study, model).verdict.value_counts().items())
 
 
-def features_counts() -> str:
-    return counts("features")
+def ledger(study: str) -> str:
+    """Its claims, and a column of verdicts for each model that it is told of."""
+    of_models = [claims(study, model) for model in LEDGERS[study]]
+    verdicts = [of.verdict.reindex(of_models[0].index) for of in of_models]
+    rows = zip(of_models[0].index, of_models[0].claim, *verdicts, strict=True)
+    lines = [["id", "claim", *(f"`{model}`" for model in LEDGERS[study])], ["---"] * (2 + len(of_models)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def features_ledger() -> str:
-    return ledger("features")
+LEDGERS = {
+    "tool": ["nano"],
+    "features": ["nano"],
+    "transport": ["nano"],
+    "lists": ["nano"],
+    "untangle": ["nano", "untangle"],
+}
 
 
 def bases_of_a_real_model() -> str:
-    table = pd.read_csv(PATHS.figures.with_name("smollm2-135m") / "transcoders_on_text.csv")
-    middle = table[table.groupby("layer").average_l0.rank() == 2]
+    every = table("transcoders_on_text.csv", "smollm2-135m")
+    middle = every[every.groupby("layer").average_l0.rank() == 2]
     (f_low, f_high), (c_low, c_high) = ((middle[name].min(), middle[name].max()) for name in ("fvu", "ce_recovered"))
     return (
         f"On held-out text those of the middle L0 leave from {f_low:.3f} to {f_high:.3f} of the variance unexplained and "
@@ -146,9 +154,9 @@ def bases_of_a_real_model() -> str:
 
 
 def a_real_model() -> str:
-    folder = PATHS.figures.with_name("smollm2-135m")
-    after = pd.read_csv(folder / "finetune_behaviour.csv").query("stage == 'after'").drop_duplicates("subset")
-    dial = pd.read_csv(folder / "exp2b_all_layers.csv").query("subset == 'tool_ood' and series == 'calls the tool'")
+    after, dial = (table(f"{name}.csv", "smollm2-135m") for name in ("finetune_behaviour", "exp2b_all_layers"))
+    after = after.query("stage == 'after'").drop_duplicates("subset")
+    dial = dial.query("subset == 'tool_ood' and series == 'calls the tool'")
     dial = dial.set_index("alpha").rate
     tool, copy, unseen = (after.set_index("subset").loc[subset] for subset in ("tool", "copy", "tool_ood"))
     return (
@@ -162,7 +170,7 @@ def a_real_model() -> str:
 
 
 def timed() -> pd.DataFrame:
-    return pd.read_csv(PATHS.figures / "bench_ratios.csv")
+    return table("bench_ratios.csv")
 
 
 def costs() -> str:
@@ -178,24 +186,12 @@ def losses() -> str:
     )
 
 
-SAID = {
-    f.__name__: f
-    for f in (
-        dial,
-        seeds,
-        verdict,
-        faithful,
-        readable,
-        counts,
-        ledger,
-        features_counts,
-        features_ledger,
-        bases_of_a_real_model,
-        a_real_model,
-        costs,
-        losses,
-    )
-}
+ALONE = (dial, seeds, verdict, faithful, readable, bases_of_a_real_model, a_real_model, costs, losses)
+SAID = (
+    {make.__name__: make for make in ALONE}
+    | {f"counts of {study}": partial(counts, study) for study in LEDGERS}
+    | {f"ledger of {study}": partial(ledger, study) for study in LEDGERS}
+)
 
 
 def flat(text: str) -> str:
