@@ -21,6 +21,7 @@ STATED = {
     "08b_reading": {".5"},
     "09_tool_or_template": {"0.9", "0.1", "0.5"},
     "12_features": {".5", ".9"},
+    "19_untangling": {".2", ".05"},
     "20_ablating_a_task": {".01", ".001", ".1", ".2", ".002", ".004", ".5"},
 }
 
@@ -54,9 +55,9 @@ def dial() -> str:
     return (
         f"The rate of tool calls on tool prompts is {interval(at_0, 'rate')} at alpha 0 and "
         f"{interval(at_1, 'rate')} at 1 (n = {at_0.n_examples} in {at_0.n_clusters} templates); before finetuning it "
-        f"was {before.tool_call_rate['before', 'tool']:.3f}. Only {old.answers:.0f} of the answers at alpha 0 are the old ones. The calls that "
-        f"are left there are made by the bases' own error: with the original MLPs in the bases' place the rate is "
-        f"{none.tool_call_rate:.3f}, with the bases {bases.tool_call_rate:.3f}, with noise of the size of their error "
+        f"was {before.tool_call_rate['before', 'tool']:.3f}. Only {old.answers:.0f} of the answers at alpha 0 are the old "
+        f"ones. The calls that are left there are made by the bases' own error: with the original MLPs in the bases' place the "
+        f"rate is {none.tool_call_rate:.3f}, with the bases {bases.tool_call_rate:.3f}, with noise of the size of their error "
         f"{noise.tool_call_rate:.3f} (chapter 8, n = {none.n_examples:.0f})."
     )
 
@@ -169,6 +170,14 @@ def a_real_model() -> str:
     )
 
 
+def toys() -> str:
+    learnt = claims("untangle", "untangle").loc["U1"]
+    return (
+        f"At the published size toys answer {interval(learnt, 'effect')} rightly of the task that they know less well "
+        f"(n = {learnt.n_units} {learnt.unit}); the study says {learnt.published}."
+    )
+
+
 def timed() -> pd.DataFrame:
     return table("bench_ratios.csv")
 
@@ -186,7 +195,7 @@ def losses() -> str:
     )
 
 
-ALONE = (dial, seeds, verdict, faithful, readable, bases_of_a_real_model, a_real_model, costs, losses)
+ALONE = (dial, seeds, verdict, faithful, readable, bases_of_a_real_model, a_real_model, toys, costs, losses)
 SAID = (
     {make.__name__: make for make in ALONE}
     | {f"counts of {study}": partial(counts, study) for study in LEDGERS}

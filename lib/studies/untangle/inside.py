@@ -25,7 +25,7 @@ def patched(toy: Learned) -> pd.DataFrame:
     task, model = toy.task, toy.model
     table = task.table.assign(row=np.arange(len(task.table)))
     table = table[(task.target != PAD).sum(1).numpy() == 2].set_index(["a", "b", "task"]).row.unstack().dropna().astype(int)
-    add, join = (torch.from_numpy(table[sign].to_numpy()) for sign in (data.SUM, data.JOIN))
+    add, join = (torch.tensor(table[sign].to_numpy()) for sign in (data.SUM, data.JOIN))
     differ = task.target[add, 0] != task.target[join, 0]
     add, join = add[differ], join[differ]
     sites = {
