@@ -84,6 +84,13 @@ def of_answers(logits: Float[Tensor, "batch some vocab"], batch: Encoded) -> Flo
     return (nats.view(ids.shape) * answer).sum(1)
 
 
+def of_rows(logits: Float[Tensor, "batch pos vocab"], batch: Encoded, at_once: int = 2**25) -> Float[Tensor, " batch"]:
+    """Cross-entropy of each row of text, its tokens together; so many logits at once, for in float32 they take gigabytes."""
+    rows = max(1, at_once // logits[0].numel())
+    parts = zip(logits.split(rows), batch.ids.split(rows), strict=True)
+    return (torch.cat([nats(log_probs(some), ids) for some, ids in parts]) * batch.attention).sum(1)
+
+
 def kl_from(
     log_p: Float[Tensor, "batch pos-1 vocab"],
 ) -> Callable[[Float[Tensor, "batch pos-1 vocab"]], Float[Tensor, "batch pos"]]:

@@ -28,7 +28,7 @@ def losses(
     nats, tokens = [], []
     for batch in tqdm(batches, desc="cross-entropy", leave=False, mininterval=2):
         under = replaced_logits(model, batch, conditions)
-        nats.append(np.stack([(metrics.nats(metrics.log_probs(x.cpu()), batch.ids) * batch.attention).sum(1) for x in under]))
+        nats.append(np.stack([metrics.of_rows(x.cpu(), batch) for x in under]))
         tokens.append(batch.attention.sum(1) - 1)
     return np.concatenate(nats, 1), np.concatenate(tokens)
 

@@ -169,6 +169,17 @@ def test_logits_of_some_positions_are_those_of_all(tiny, batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [0.5, 1, 2, 99])
+def test_the_cross_entropy_of_rows_is_the_same_however_many_are_told_at_once(tiny, batch, rows):
+    logits = tiny.hf(input_ids=batch.ids, attention_mask=batch.attention).logits
+    wanted = torch.nn.functional.cross_entropy(
+        logits[:, :-1].double().flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+    )
+    wanted = (wanted.view(len(batch.ids), -1) * batch.attention[:, 1:]).sum(1)
+    assert torch.allclose(metrics.of_rows(logits, batch, int(rows * logits[0].numel())).double(), wanted, atol=1e-3)
+
+
+@torch.no_grad()
 def test_what_several_conditions_share_is_run_once(tiny, batch):
     calls = []
 

@@ -136,11 +136,24 @@ def ledger(study: str) -> str:
 
 LEDGERS = {
     "tool": ["nano"],
-    "features": ["nano"],
-    "transport": ["nano"],
-    "lists": ["nano"],
+    "features": ["nano", "smollm2-135m"],
+    "transport": ["nano", "smollm2-135m"],
+    "lists": ["nano", "smollm2-135m"],
     "untangle": ["nano", "untangle"],
 }
+
+
+def two_models() -> str:
+    """On how many claims two language models agree, and of which one alone reproduces what was published."""
+    studies = [study for study, models in LEDGERS.items() if "smollm2-135m" in models]
+    nano, smol = (pd.concat([claims(study, model).verdict for study in studies]) for model in ("nano", "smollm2-135m"))
+    one, other = nano == "reproduced", smol == "reproduced"
+    return (
+        f"Of the {len(nano)} claims of these three studies {(nano == smol).sum()} get the same verdict on both models. On "
+        f"SmolLM2-135M alone these are reproduced: {', '.join(nano.index[other & ~one])}; on `nano` alone these: "
+        f"{', '.join(nano.index[one & ~other])}. What would decide between them stands in "
+        f"[`claims_by_model.csv`](figures/nano/claims_by_model.csv), for each claim."
+    )
 
 
 def bases_of_a_real_model() -> str:
@@ -195,7 +208,7 @@ def losses() -> str:
     )
 
 
-ALONE = (dial, seeds, verdict, faithful, readable, bases_of_a_real_model, a_real_model, toys, costs, losses)
+ALONE = (dial, seeds, verdict, faithful, readable, two_models, bases_of_a_real_model, a_real_model, toys, costs, losses)
 SAID = (
     {make.__name__: make for make in ALONE}
     | {f"counts of {study}": partial(counts, study) for study in LEDGERS}

@@ -28,7 +28,7 @@ def scored(model: LanguageModel, batches: Sequence[Encoded]) -> tuple[np.ndarray
     for batch in batches:
         batch = batch.to(model.hf.device)
         logits = model.hf(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
-        nats.append((metrics.nats(metrics.log_probs(logits), batch.ids) * batch.attention).sum(1).cpu().numpy())
+        nats.append(metrics.of_rows(logits, batch).cpu().numpy())
         tokens.append((batch.attention.sum(1) - 1).cpu().numpy())
         likeliest.append(logits.argmax(-1).cpu())
     return np.concatenate(nats), np.concatenate(tokens), likeliest
