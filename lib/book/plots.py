@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from choreographer.browsers import Chromium
 from IPython.display import HTML
+from PIL import Image
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
@@ -177,11 +178,19 @@ def _picture(fig: go.Figure, path: Path) -> None:
         with replacing(path) as temporary, warnings.catch_warnings(action="ignore"):
             # plotly hands kaleido options that a running one ignores
             fig.write_image(temporary, format="png", scale=2, width=fig.layout.width or WIDTH)
+            _with_palette(temporary)
 
     if error := _in_time(draw):
         _given_up.append(True)
         path.unlink(missing_ok=True)
         print(f"{path.name}: the browser gave no picture ({error}); this and later figures come without (PNG).")
+
+
+def _with_palette(picture: Path) -> None:
+    """Write a PNG anew with 256 colours, the nearest of its own: a third of the bytes, and no eye tells the two apart."""
+    with Image.open(picture) as image:
+        few = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(picture, "PNG", optimize=True)
 
 
 _given_up: list[bool] = []
