@@ -137,8 +137,8 @@ def ledger(study: str) -> str:
 LEDGERS = {
     "tool": ["nano"],
     "features": ["nano", "smollm2-135m"],
-    "transport": ["nano", "smollm2-135m"],
-    "lists": ["nano", "smollm2-135m"],
+    "transport": ["nano"],
+    "lists": ["nano"],
     "untangle": ["nano", "untangle"],
 }
 
@@ -149,9 +149,9 @@ def two_models() -> str:
     nano, smol = (pd.concat([claims(study, model).verdict for study in studies]) for model in ("nano", "smollm2-135m"))
     one, other = nano == "reproduced", smol == "reproduced"
     return (
-        f"Of the {len(nano)} claims of these three studies {(nano == smol).sum()} get the same verdict on both models. On "
-        f"SmolLM2-135M alone these are reproduced: {', '.join(nano.index[other & ~one])}; on `nano` alone these: "
-        f"{', '.join(nano.index[one & ~other])}. What would decide between them stands in "
+        f"Of these {len(nano)} claims {(nano == smol).sum()} get the same verdict on both models. On "
+        f"SmolLM2-135M alone these are reproduced: {', '.join(nano.index[other & ~one]) or 'none'}; on `nano` alone "
+        f"these: {', '.join(nano.index[one & ~other]) or 'none'}. What would decide between them stands in "
         f"[`claims_by_model.csv`](figures/nano/claims_by_model.csv), for each claim."
     )
 
