@@ -4,7 +4,7 @@ import ast
 import io
 import re
 import subprocess
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 
 import nbformat
@@ -26,6 +26,7 @@ STATED = {
 }
 
 
+@cache
 def table(name: str, model: str = "nano") -> pd.DataFrame:
     """The numbers behind a figure that is in git, whatever a run has made of it since."""
     git = ["git", "-C", str(ROOT)]
@@ -121,8 +122,8 @@ def claims(study: str, model: str) -> pd.DataFrame:
     return every[every.study == study].set_index("id")
 
 
-def counts(study: str, model: str = "nano") -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in claims(study, model).verdict.value_counts().items())
+def counts(study: str) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in claims(study, "nano").verdict.value_counts().items())
 
 
 def ledger(study: str) -> str:
@@ -149,9 +150,9 @@ def two_models() -> str:
     nano, smol = (pd.concat([claims(study, model).verdict for study in studies]) for model in ("nano", "smollm2-135m"))
     one, other = nano == "reproduced", smol == "reproduced"
     return (
-        f"Of these {len(nano)} claims {(nano == smol).sum()} get the same verdict on both models. On "
-        f"SmolLM2-135M alone these are reproduced: {', '.join(nano.index[other & ~one]) or 'none'}; on `nano` alone "
-        f"these: {', '.join(nano.index[one & ~other]) or 'none'}. What would decide between them stands in "
+        f"Asked of SmolLM2-135M too, {(nano == smol).sum()} of {len(nano)} claims get the verdict that they have on `nano`. On "
+        f"SmolLM2-135M alone these are reproduced: {', '.join(nano.index[other & ~one]) or 'none'}; on `nano` alone these: "
+        f"{', '.join(nano.index[one & ~other]) or 'none'}. What would decide between them stands in "
         f"[`claims_by_model.csv`](figures/nano/claims_by_model.csv), for each claim."
     )
 
