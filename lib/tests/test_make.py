@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -158,9 +159,9 @@ def test_an_interrupt_is_one_line(tmp_path):
     nbformat.write(notebook, tmp_path / "sleeper.ipynb")
     (tmp_path / "sleepy.toml").write_text((profiles.FOLDER / "smoke.toml").read_text())
     command = [sys.executable, "-m", "lib.run", tmp_path / "sleeper.ipynb", "--profile", tmp_path / "sleepy.toml"]
-    run = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background inherit that it is ignored
+    said_to = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(command, cwd=ROOT, **said_to, start_new_session=True, preexec_fn=heard)
     for _ in range(1800):
         if started.exists():
             break
